@@ -1,0 +1,366 @@
+//! The operators' HTTP API, `/api/v1`: what `plimsoll` and the web page speak with the server.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::RolloutId;
+use crate::wire::v1::{Birth, Health, JobPhase, RunningModel, Severity};
+use crate::{DeviceId, Digest, Generation, ModelName, UnixMillis};
+
+/// Error body, RFC 9457 (`application/problem+json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Short, the same for every occurrence: `rollout-conflict`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// HTTP status.
+    pub status: u16,
+    /// What was tried on which object, and the remedy.
+    pub detail: String,
+}
+
+/// What a token may do. Each includes the ones before it, but approver and publisher, which stand side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Reads everything, subscribes to telemetry.
+    Viewer,
+    /// Runs rollouts and devices.
+    Operator,
+    /// Operator who may also approve stages.
+    Approver,
+    /// Viewer who may also upload blobs and signed metadata.
+    Publisher,
+    /// Everything, tokens included.
+    Admin,
+}
+
+/// `POST /tokens` (admin): a token for the API and the dashboards' MQTT.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewToken {
+    /// For people.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// Days until it ends.
+    pub days: u32,
+}
+
+/// Answer to [`NewToken`] and to `POST /join-tokens`: shown once, stored only as a hash.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenCreated {
+    /// Public part.
+    pub id: String,
+    /// The whole token.
+    pub token: String,
+    /// When it ends.
+    pub expires_ms: UnixMillis,
+}
+
+/// `POST /join-tokens` (operator).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewJoinToken {
+    /// How many devices may enrol with it.
+    pub uses: u32,
+    /// Minutes until it ends.
+    pub minutes: u32,
+    /// Labels that every device enrolled with it carries.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `GET /server`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// Of the server.
+    pub version: semver::Version,
+    /// Tenant served.
+    pub tenant: String,
+    /// What devices are told to call.
+    pub device_https: String,
+    /// What devices are told to connect to.
+    pub device_mqtt: String,
+    /// Where dashboards subscribe.
+    pub dashboard_mqtt: String,
+    /// SHA-256 of the fleet CA's certificate.
+    pub ca: Digest,
+}
+
+/// `GET /trust`: what `plimsoll trust` needs to sign the next metadata.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrustState {
+    /// Public key of the server's snapshot role, hexadecimal Ed25519.
+    pub snapshot_key: String,
+    /// Public key of the server's timestamp role, hexadecimal Ed25519.
+    pub timestamp_key: String,
+    /// Current root metadata; `None` before `plimsoll trust init`.
+    pub root: Option<serde_json::Value>,
+    /// Current top-level targets metadata.
+    pub targets: Option<serde_json::Value>,
+    /// Current metadata of each delegated role, by name.
+    pub roles: BTreeMap<String, serde_json::Value>,
+}
+
+/// `PUT /trust/metadata` (publisher; root needs admin): signed documents, taken together or not at all. The server
+/// verifies them with the code of the devices, then signs a fresh snapshot and timestamp.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TrustUpload {
+    /// Next root (N + 1), or the first.
+    #[serde(default)]
+    pub root: Option<serde_json::Value>,
+    /// Next top-level targets.
+    #[serde(default)]
+    pub targets: Option<serde_json::Value>,
+    /// Next metadata of delegated roles, by name.
+    #[serde(default)]
+    pub roles: BTreeMap<String, serde_json::Value>,
+}
+
+/// `GET /models`: one a published version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelVersion {
+    /// Model.
+    pub model: ModelName,
+    /// Version.
+    pub version: semver::Version,
+    /// Digest of its `bundle.json`.
+    pub digest: Digest,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Role that signed it.
+    pub signed_by: String,
+    /// Annotations of its manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// Devices that run it.
+    pub devices: u64,
+}
+
+/// `GET /devices`, `GET /devices/{device}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Device.
+    pub device: DeviceId,
+    /// Whether its MQTT connection stands.
+    pub online: bool,
+    /// Whether it may connect at all.
+    pub revoked: bool,
+    /// Server time of its last message.
+    pub last_seen_ms: Option<UnixMillis>,
+    /// Labels: of the join token, overlaid by the device's own.
+    pub labels: BTreeMap<String, String>,
+    /// Last birth.
+    pub birth: Option<Birth>,
+    /// Last health.
+    pub health: Option<Health>,
+    /// What it runs, from the newest of birth and job reports.
+    pub running: Vec<RunningModel>,
+    /// Generation of its desired state.
+    pub generation: Generation,
+    /// Its last order, by model, and where that stands.
+    pub jobs: Vec<JobInfo>,
+    /// Why it waits, in words, when it does.
+    pub waiting: Option<String>,
+}
+
+/// Where an order stands on a device.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// Model.
+    pub model: ModelName,
+    /// Version ordered.
+    pub version: semver::Version,
+    /// Digest ordered.
+    pub digest: Digest,
+    /// Phase; `None` when the device has not answered yet.
+    pub phase: Option<JobPhase>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Server time of the last report.
+    pub at_ms: Option<UnixMillis>,
+}
+
+/// One line of the fleet's events, newest first: `GET /events?after=&limit=`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventInfo {
+    /// Rises with every event.
+    pub id: u64,
+    /// Server time.
+    pub at_ms: UnixMillis,
+    /// Whose; `None` for the server's own.
+    pub device: Option<DeviceId>,
+    /// How bad.
+    pub severity: Severity,
+    /// `trust.refused`, `order.stale`, …
+    pub code: String,
+    /// In words.
+    pub text: String,
+}
+
+/// A stage of a rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSpec {
+    /// Name for people: `canary`.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `"10%"` of the selected devices or `"2"` devices; together with all stages before it.
+    pub size: String,
+    /// At least so many devices whatever the percentage says.
+    #[serde(default)]
+    pub min: u32,
+    /// Stage wait: seconds to observe after the last device of the stage passed its trial.
+    #[serde(default)]
+    pub soak_s: u32,
+    /// A person with the approver role says go before this stage starts.
+    #[serde(default)]
+    pub approval: bool,
+}
+
+/// When a rollout is stopped. Shares are of the devices that answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateSpec {
+    /// Failed or rolled back by themselves, percent: stopped when the lower confidence bound is above it.
+    pub max_failed_percent: f64,
+    /// Devices that must have answered before a share means anything.
+    pub min_sample: u32,
+    /// A device that was ordered and has not answered after so many seconds counts as silent.
+    pub silent_after_s: u32,
+    /// Silent devices, percent.
+    pub max_silent_percent: f64,
+    /// Confidence of the bounds, 0 to 1.
+    pub confidence: f64,
+}
+
+impl Default for GateSpec {
+    /// 2 % failed, 2 % silent after 15 minutes, three devices, 99 %.
+    fn default() -> Self {
+        Self { max_failed_percent: 2.0, min_sample: 3, silent_after_s: 900, max_silent_percent: 2.0, confidence: 0.99 }
+    }
+}
+
+/// What happens when a gate is crossed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBreach {
+    /// Devices that have the version get the one they had before.
+    #[default]
+    Rollback,
+    /// Nobody else gets it until a person decides.
+    Pause,
+}
+
+/// `POST /rollouts` (operator), and `rollout.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutSpec {
+    /// Model.
+    pub model: ModelName,
+    /// A published version.
+    pub version: semver::Version,
+    /// Which devices: `site = lyon and not arch = armv7`; empty for all.
+    #[serde(default)]
+    pub selector: String,
+    /// In order; the last must reach 100 %.
+    pub stages: Vec<StageSpec>,
+    /// When it is stopped.
+    #[serde(default)]
+    pub gate: GateSpec,
+    /// And then.
+    #[serde(default)]
+    pub on_breach: OnBreach,
+    /// How devices take it over.
+    #[serde(default)]
+    pub policy: crate::wire::v1::UpdatePolicy,
+    /// Takes over from a running rollout of the same model instead of being refused.
+    #[serde(default)]
+    pub supersede: bool,
+}
+
+/// `GET /rollouts`, `GET /rollouts/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RolloutInfo {
+    /// Id.
+    pub id: RolloutId,
+    /// As started.
+    pub spec: RolloutSpec,
+    /// Digest of the version.
+    pub digest: Digest,
+    /// Where it stands.
+    pub status: RolloutStatus,
+    /// Why, in words: the last decision and its evidence.
+    pub reason: String,
+    /// Server time of the start.
+    pub started_ms: UnixMillis,
+    /// Server time of the end.
+    pub ended_ms: Option<UnixMillis>,
+    /// One a stage.
+    pub stages: Vec<StageInfo>,
+    /// Newest last: every decision with its reason.
+    pub history: Vec<Decision>,
+}
+
+/// Where a rollout stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum RolloutStatus {
+    Running,
+    WaitingForApproval,
+    Paused,
+    RollingBack,
+    RolledBack,
+    Completed,
+    Aborted,
+    Superseded,
+}
+
+impl RolloutStatus {
+    /// Whether it will never change again.
+    pub const fn is_end(self) -> bool {
+        matches!(self, Self::RolledBack | Self::Completed | Self::Aborted | Self::Superseded)
+    }
+}
+
+/// One stage, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageInfo {
+    /// Name.
+    pub name: String,
+    /// Devices of this stage (not of those before it).
+    pub devices: u64,
+    /// Ordered.
+    pub ordered: u64,
+    /// Passed their trial.
+    pub active: u64,
+    /// Failed or rolled back by themselves.
+    pub failed: u64,
+    /// Cannot run it.
+    pub not_applicable: u64,
+    /// Have not answered in time.
+    pub silent: u64,
+    /// Under way.
+    pub in_progress: u64,
+    /// `waiting`, `running`, `soaking`, `done`.
+    pub state: String,
+    /// What it waits for, in words.
+    pub waiting_for: Option<String>,
+}
+
+/// One decision of the planner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Server time.
+    pub at_ms: UnixMillis,
+    /// In words, with numbers.
+    pub text: String,
+}
+
+/// `POST /rollouts/{id}/{pause|resume|abort|approve}`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RolloutAction {
+    /// Why, for the history.
+    #[serde(default)]
+    pub reason: String,
+}

@@ -1,0 +1,81 @@
+//! Each case changes one thing in a good manifest and expects the refusal that names it.
+
+use super::*;
+use serde_json::{Value, json};
+
+fn good() -> Value {
+    json!({
+        "format": 1, "model": "meter", "version": "1.0.0", "created": "2026-01-01T00:00:00Z",
+        "files": [
+            {"path": "model.onnx", "size": 10, "sha256": Digest::of(b"m")},
+            {"path": "golden/test_data_set_0/input_0.pb", "size": 3, "sha256": Digest::of(b"i")},
+            {"path": "golden/test_data_set_0/output_0.pb", "size": 3, "sha256": Digest::of(b"o")}
+        ],
+        "variants": [{"name": "default", "entry": "model.onnx", "runtime": {"kind": "onnx", "opsets": {"": 17}}}],
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 10], "kind": "class_scores"}],
+        "golden": {"origin": "supplied", "tolerance": {"absolute": 1e-4, "relative": 1e-3, "top1": true},
+            "samples": [{"inputs": ["golden/test_data_set_0/input_0.pb"],
+                         "outputs": ["golden/test_data_set_0/output_0.pb"]}]}
+    })
+}
+
+fn check(change: impl FnOnce(&mut Value), expect: &str) {
+    let mut value = good();
+    change(&mut value);
+    let error = Manifest::parse(value.to_string().as_bytes()).expect_err(expect).to_string();
+    assert!(error.contains(expect), "{error:?} does not say {expect:?}");
+}
+
+#[test]
+fn a_good_manifest_round_trips() {
+    let manifest = Manifest::parse(good().to_string().as_bytes()).unwrap();
+    assert_eq!(Manifest::parse(&manifest.to_bytes()).unwrap(), manifest);
+    assert_eq!(manifest.total_bytes(), 16);
+}
+
+#[test]
+fn each_way_to_be_bad_is_refused_by_name() {
+    check(|v| v["format"] = json!(2), "format 2");
+    check(|v| v["surprise"] = json!(1), "surprise");
+    check(|v| v["model"] = json!("../x"), "model");
+    check(|v| v["version"] = json!("one"), "version");
+    check(|v| v["files"] = json!([]), "0 files");
+    check(|v| v["files"][0]["path"] = json!("../../etc/passwd"), "starts with a dot");
+    check(|v| v["files"][0]["path"] = json!("/etc/passwd"), "absolute");
+    check(|v| v["files"][0]["sha256"] = json!("00"), "digest");
+    check(|v| v["files"][0]["size"] = json!(u64::MAX), "bytes; at most");
+    check(|v| v["files"][0]["path"] = json!("BUNDLE.json"), "cannot list itself");
+    check(|v| v["files"][1]["path"] = json!("MODEL.onnx"), "listed twice");
+    check(|v| v["files"][1]["path"] = json!("model.onnx/x"), "both a file and a folder");
+    check(|v| v["variants"] = json!([]), "0 variants");
+    check(|v| v["variants"][0]["entry"] = json!("other.onnx"), "other.onnx is not in `files`");
+    check(|v| v["variants"][0]["runtime"] = json!({"kind": "magic"}), "magic");
+    check(|v| v["inputs"] = json!([]), "0 inputs");
+    check(|v| v["inputs"][0]["shape"] = json!([0]), "neither -1 nor positive");
+    check(|v| v["inputs"][0]["shape"] = json!([-2]), "neither -1 nor positive");
+    check(|v| v["inputs"][0]["shape"] = json!([i64::MAX, 2]), "elements");
+    check(|v| v["inputs"][0]["shape"] = json!([1, 1, 1, 1, 1, 1, 1, 1, 1]), "9 dimensions");
+    check(|v| v["inputs"][0]["datatype"] = json!("FP8"), "FP8");
+    check(|v| v["golden"]["samples"] = json!([]), "no golden sample");
+    check(|v| v["golden"]["samples"][0]["inputs"] = json!([]), "golden sample has 0 inputs");
+    check(|v| v["golden"]["tolerance"]["absolute"] = json!(-1.0), "tolerance");
+    check(|v| v["baseline"] = json!("baseline.json"), "baseline.json is not in `files`");
+    check(|v| v["pre"] = json!([{"op": "sing", "tensor": "x"}]), "sing");
+    check(|v| v["pre"] = json!([{"op": "normalize", "tensor": "x", "axis": 1, "mean": [0.0], "std": [0.0]}]), "std not zero");
+    check(|v| v["limits"] = json!({"timeout_ms": 0, "max_batch": 1, "queue": 1}), "zero");
+}
+
+#[test]
+fn an_oversized_manifest_is_refused_before_it_is_parsed() {
+    let bytes = vec![b' '; MAX_MANIFEST_BYTES as usize + 1];
+    assert_eq!(Manifest::parse(&bytes), Err(ManifestError::TooBig(MAX_MANIFEST_BYTES + 1)));
+}
+
+#[test]
+fn no_prefix_of_a_good_manifest_parses_or_panics() {
+    let bytes = good().to_string().into_bytes();
+    for end in 0..bytes.len() {
+        assert!(Manifest::parse(&bytes[..end]).is_err(), "a prefix of {end} bytes was accepted");
+    }
+}

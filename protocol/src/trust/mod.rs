@@ -1,0 +1,1 @@
+//! TUF (in progress)
