@@ -1,1 +1,3 @@
-//! (in progress)
+//! The agent: the shell around the lifecycle of `plimsoll-agent-core`.
+
+pub mod serve;
