@@ -17,7 +17,8 @@ pub struct Envelope<T> {
     pub inc: Incarnation,
     /// Boot counter of the agent, persisted.
     pub boot: u64,
-    /// Rises by one with every report of this boot; shared by all kinds.
+    /// Rises by one with every report of this boot that goes through the outbox, from 1; shared by all kinds. 0 for
+    /// state (will included) and health, which replace each other: never deduplicated, never acknowledged.
     pub seq: u64,
     /// The device's clock. Never used to decide, only shown with its skew.
     pub ts: UnixMillis,
@@ -27,7 +28,7 @@ pub struct Envelope<T> {
     pub body: T,
 }
 
-/// Births, and the will that the broker sends when a connection dies.
+/// Births, and the will that the broker sends when a connection dies. Travels in an [`Envelope`] like every report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
