@@ -1,0 +1,157 @@
+//! The story, as an operator would act it: every step is a command or a look at what devices and server report.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use plimsoll_protocol::api::{RolloutInfo, RolloutStatus};
+use plimsoll_protocol::ids::RolloutId;
+use plimsoll_tests::{Feeder, Fleet, Replay, until};
+
+use crate::checks;
+use crate::narrator::{Narrator, Outcome};
+
+/// The model of the story.
+pub const MODEL: &str = "meter-reader";
+/// The cameras, and the site that each stands at.
+const DEVICES: [(&str, &str); 6] = [
+    ("camera-1", "lyon"),
+    ("camera-2", "lyon"),
+    ("camera-3", "turin"),
+    ("camera-4", "turin"),
+    ("camera-5", "genoa"),
+    ("camera-6", "genoa"),
+];
+/// A camera reads a meter so often: six cameras are 120 requests a second, a few percent of a core.
+const READ_EVERY: Duration = Duration::from_millis(50);
+/// Reads that each camera makes before its accuracy is judged: 2 s of reading, 240 reads over the fleet.
+pub const READS: u64 = 40;
+/// No single step takes longer on a loaded machine of two cores; in a quiet one each takes seconds.
+const STEP_LIMIT: Duration = Duration::from_secs(120);
+
+/// What must stay alive while the fleet is looked at.
+#[derive(Debug)]
+pub struct Story {
+    /// One application a device, in the fleet's order.
+    pub feeders: Vec<Feeder>,
+}
+
+/// Plays the story and says what happens; gives back what was promised and seen.
+pub async fn tell(fleet: &mut Fleet, narrator: &Narrator) -> Result<(Story, Vec<Outcome>)> {
+    let mut outcomes = Vec::new();
+
+    narrator.chapter(1, "Trust is made, and six cameras join");
+    trust_and_enrol(fleet, narrator).await?;
+    outcomes.extend(checks::enrolled(fleet).await?);
+
+    narrator.chapter(2, &format!("{MODEL} 1.0.0 is packed, signed, published and rolled out to all"));
+    publish(fleet, narrator, "1.0.0").await?;
+    let id = start_rollout(fleet, narrator, "1.0.0", "100%").await?;
+    let rollout = finished(fleet, narrator, &id, RolloutStatus::Completed).await?;
+    let story = Story { feeders: feed(fleet)? };
+    narrator.say("   The cameras begin to read meters with it.");
+    read(&story).await?;
+    outcomes.extend(checks::rolled_out(fleet, &rollout, "1.0.0").await?);
+    outcomes.push(checks::answers("1.0.0", &story, 0.85));
+
+    narrator.chapter(3, "1.1.0, a better model, goes canary -> all, while the cameras keep reading");
+    publish(fleet, narrator, "1.1.0").await?;
+    let id = start_rollout(fleet, narrator, "1.1.0", "2,100%").await?;
+    let rollout = finished(fleet, narrator, &id, RolloutStatus::Completed).await?;
+    outcomes.extend(checks::rolled_out(fleet, &rollout, "1.1.0").await?);
+    outcomes.push(checks::staged(&rollout));
+    outcomes.push(checks::nothing_failed(&story));
+    read(&story).await?;
+    outcomes.push(checks::answers("1.1.0", &story, 0.95));
+    Ok((story, outcomes))
+}
+
+async fn trust_and_enrol(fleet: &mut Fleet, narrator: &Narrator) -> Result<()> {
+    // The keys of a demo live as long as the demo; `plimsoll trust init` encrypts them unless told otherwise.
+    fleet.plimsoll(&["trust", "init", "--keys", "keys", "--insecure-unencrypted-keys"]).await?;
+    narrator.say("   Root, targets and release keys were made on this machine; the server holds only what keeps metadata fresh.");
+    let token = fleet.plimsoll(&["device", "token", "--uses", "6", "--minutes", "60"]).await?;
+    let token = token["token"].as_str().context("`plimsoll device token` printed no token")?.to_owned();
+    for (name, site) in DEVICES {
+        fleet.add_agent(name, &token, &[("site", site)]).await?;
+    }
+    until("all devices to be connected", STEP_LIMIT, || async {
+        let online = fleet.api.devices().await?.iter().filter(|d| d.online).count();
+        ensure!(online == DEVICES.len(), "{online} of {} devices are connected", DEVICES.len());
+        Ok(())
+    })
+    .await?;
+    narrator.say("   Each made its own key, enrolled over TLS with a join token, got its certificate, and is connected.");
+    Ok(())
+}
+
+async fn publish(fleet: &Fleet, narrator: &Narrator, version: &str) -> Result<()> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = here.join("models").join(version);
+    let text = |p: PathBuf| p.to_string_lossy().into_owned();
+    let out = format!("bundles/{MODEL}-{version}");
+    fleet
+        .plimsoll(&[
+            "bundle", "pack", &text(source.join("model.onnx")), "--model", MODEL, "--version", version, "--out", &out,
+            "--golden", &text(source.join("golden")), "--reference", &text(here.join("data/reference.csv")),
+            "--labels", "0,1,2,3,4,5,6,7,8,9",
+        ])
+        .await?;
+    narrator.say("   Packed with golden samples (scikit-learn's own answers) and a drift baseline.");
+    fleet.plimsoll(&["bundle", "publish", &out, "--keys", "keys"]).await?;
+    narrator.say("   Signed with the model's release key, and published: the server checked it with the code of the devices.");
+    Ok(())
+}
+
+async fn start_rollout(fleet: &Fleet, narrator: &Narrator, version: &str, stages: &str) -> Result<RolloutId> {
+    let started = fleet
+        .plimsoll(&[
+            "rollout", "start", "--model", MODEL, "--version", version, "--stages", stages,
+            // Ordinary settings, set short: a trial of 4 s, 3 s of stage wait, 1 s of jitter.
+            "--soak", "3s", "--trial", "4s", "--trial-requests", "0", "--jitter", "1s", "--silent-after", "60s",
+            "--min-sample", "1",
+        ])
+        .await?;
+    let id = started["id"].as_str().with_context(|| format!("`plimsoll rollout start` printed {started}"))?;
+    narrator.say(&format!("   Rollout {id} starts: {stages} of the fleet."));
+    id.parse().context("the id of the rollout")
+}
+
+/// Follows a rollout, saying every new decision, until it stands at `end`.
+async fn finished(fleet: &Fleet, narrator: &Narrator, id: &RolloutId, end: RolloutStatus) -> Result<RolloutInfo> {
+    let said = std::cell::Cell::new(0);
+    until(&format!("rollout {id} to be {end:?}"), STEP_LIMIT, || async {
+        let rollout = fleet.api.rollout(id).await?;
+        for decision in rollout.history.iter().skip(said.get()) {
+            narrator.say(&format!("   - {}", decision.text));
+        }
+        said.set(rollout.history.len());
+        ensure!(rollout.status == end, "it is {:?}: {}", rollout.status, rollout.reason);
+        Ok(rollout)
+    })
+    .await
+}
+
+fn feed(fleet: &Fleet) -> Result<Vec<Feeder>> {
+    let replay = Replay::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/replay.csv"))?;
+    let replay = Arc::new(replay);
+    let feeders = fleet.agents.iter().enumerate().map(|(i, agent)| {
+        // Each camera begins elsewhere in the set, so that six cameras together read all of it.
+        let first = i * replay.images.len() / fleet.agents.len();
+        Feeder::start(agent.listen, MODEL, Arc::clone(&replay), first, READ_EVERY, |image| image.pixels.clone())
+    });
+    feeders.collect()
+}
+
+/// Counts from zero until every camera has read enough to be judged.
+async fn read(story: &Story) -> Result<()> {
+    story.feeders.iter().for_each(Feeder::reset);
+    until("every camera to read meters", STEP_LIMIT, || async {
+        let least = story.feeders.iter().map(|f| f.tally().answered).min().unwrap_or(0);
+        let failure = story.feeders.iter().find_map(|f| f.tally().last_failure).unwrap_or_default();
+        ensure!(least >= READS, "the slowest camera has {least} answers of {READS}; {failure}");
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,221 @@
+//! A server and its devices, each a process with a state folder of its own.
+
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::{Api, Binaries, Process, until};
+
+/// A debug build starts in about a second; a loaded two-core machine is ten times slower.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Listeners of the server: the flag that sets each, and its name in `addresses.json`.
+const LISTENERS: [(&str, &str); 4] = [
+    ("--listen-http", "http"),
+    ("--listen-https", "https"),
+    ("--listen-mqtt", "mqtt"),
+    ("--listen-dashboard", "dashboard"),
+];
+
+/// Ordinary settings of server and agents, set short so that a story fits into minutes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Seconds between two health reports of a device.
+    pub health_interval_s: u32,
+    /// Seconds of a measurement window.
+    pub window_s: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { health_interval_s: 2, window_s: 5 }
+    }
+}
+
+/// One device.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its name in the fleet.
+    pub name: String,
+    /// Where its application asks the model.
+    pub listen: SocketAddr,
+    /// Its state folder.
+    pub state: PathBuf,
+    /// Its service.
+    pub process: Process,
+}
+
+/// A whole fleet.
+#[derive(Debug)]
+pub struct Fleet {
+    /// Everything the fleet writes lies under it.
+    pub dir: PathBuf,
+    /// The programs.
+    pub binaries: Binaries,
+    /// The operators' API, as admin.
+    pub api: Api,
+    /// `host:port` of the dashboards' MQTT.
+    pub dashboard: SocketAddr,
+    /// `host:port` of the devices' MQTT.
+    pub mqtt: SocketAddr,
+    /// The server.
+    pub server: Process,
+    /// The devices that were added, in order.
+    pub agents: Vec<Agent>,
+    settings: Settings,
+    https: SocketAddr,
+}
+
+impl Fleet {
+    /// Starts a server with an empty state under `dir`.
+    pub async fn start(dir: &Path, settings: Settings) -> Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // Err: another fleet of this process did
+        let binaries = Binaries::locate()?;
+        let state = dir.join("server");
+        std::fs::create_dir_all(&state).with_context(|| format!("cannot create {}", state.display()))?;
+        let mut args: Vec<OsString> = vec!["serve".into(), "--state-dir".into(), state.clone().into()];
+        let mut listeners = Vec::new();
+        for (flag, _) in LISTENERS {
+            // Fixed for the life of the fleet, so that a restarted server is found where it was.
+            let address = free_address()?;
+            args.extend([flag.into(), address.to_string().into()]);
+            listeners.push(address);
+        }
+        args.extend(["--public-host".into(), "127.0.0.1".into()]);
+        let server = Process::start("server", &binaries.server(), &args, &dir.join("server.log"))?;
+        let [http, https, mqtt, dashboard] = listeners[..] else { bail!("a server has four listeners") };
+        let base = format!("http://{http}");
+        let token = until("the server's first start", START_LIMIT, || ready(&base, &state)).await;
+        let token = token.map_err(|e| e.context(server.tail()))?;
+        let api = Api::new(&base, &token)?;
+        Ok(Self {
+            dir: dir.to_owned(), binaries, api, dashboard, mqtt, server, agents: Vec::new(), settings, https,
+        })
+    }
+
+    /// Runs the operator's command with `--output json` and gives back what it printed.
+    pub async fn plimsoll(&self, args: &[&str]) -> Result<Value> {
+        let (status, out, err) = self.plimsoll_raw(args).await?;
+        if status != 0 {
+            bail!("plimsoll {}: exit {status}: {err}{out}", args.join(" "));
+        }
+        serde_json::from_str(&out).with_context(|| format!("plimsoll {} printed: {out}", args.join(" ")))
+    }
+
+    /// Runs the operator's command and gives back exit code, standard output and standard error.
+    pub async fn plimsoll_raw(&self, args: &[&str]) -> Result<(i32, String, String)> {
+        let output = Command::new(self.binaries.ctl())
+            .args(["--output", "json"])
+            .args(args)
+            .env("PLIMSOLL_SERVER", self.api.base())
+            .env("PLIMSOLL_TOKEN", self.api.token())
+            .current_dir(&self.dir)
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("cannot run plimsoll")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr)))
+    }
+
+    /// Enrols a device with a join token and starts its service.
+    pub async fn add_agent(&mut self, name: &str, token: &str, labels: &[(&str, &str)]) -> Result<()> {
+        let state = self.dir.join(name);
+        std::fs::create_dir_all(&state).with_context(|| format!("cannot create {}", state.display()))?;
+        self.enroll(name, token, &state).await?;
+        let listen = free_address()?;
+        let config = self.dir.join(format!("{name}.toml"));
+        std::fs::write(&config, agent_config(&state, listen, &self.settings, labels))
+            .with_context(|| format!("cannot write {}", config.display()))?;
+        let args: Vec<OsString> = vec!["run".into(), "--config".into(), config.into()];
+        let log = self.dir.join(format!("{name}.log"));
+        let process = Process::start(name, &self.binaries.agent(), &args, &log)?;
+        self.agents.push(Agent { name: name.to_owned(), listen, state, process });
+        Ok(())
+    }
+
+    /// `plimsoll-agent enroll`, as on a device.
+    pub async fn enroll(&self, name: &str, token: &str, state: &Path) -> Result<String> {
+        let output = Command::new(self.binaries.agent())
+            .args(["enroll", "--server", &format!("https://{}", self.https), "--token", token, "--device", name])
+            .arg("--state-dir")
+            .arg(state)
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("cannot run plimsoll-agent")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!("plimsoll-agent enroll: {}: {text}", output.status);
+        }
+        Ok(text)
+    }
+
+    /// `plimsoll-agent status --output json` of a device.
+    pub async fn status(&self, agent: &Agent) -> Result<Value> {
+        let output = Command::new(self.binaries.agent())
+            .args(["status", "--output", "json", "--state-dir"])
+            .arg(&agent.state)
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("cannot run plimsoll-agent")?;
+        if !output.status.success() {
+            bail!("status of {}: {}", agent.name, String::from_utf8_lossy(&output.stderr));
+        }
+        serde_json::from_slice(&output.stdout).with_context(|| format!("status of {}", agent.name))
+    }
+
+    /// `https://host:port` of the devices' listener.
+    pub fn device_url(&self) -> String {
+        format!("https://{}", self.https)
+    }
+
+    /// Stops everything in order: devices first, so that each says goodbye to a server that still listens.
+    pub async fn stop(self) -> Result<()> {
+        for agent in self.agents {
+            agent.process.stop().await?;
+        }
+        self.server.stop().await
+    }
+
+    /// The ends of all logs, for a failure's message.
+    pub fn tails(&self) -> String {
+        let agents = self.agents.iter().map(|a| a.process.tail());
+        std::iter::once(self.server.tail()).chain(agents).collect()
+    }
+
+    /// The error with the ends of all logs.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        anyhow!("{error:#}\n{}", self.tails())
+    }
+}
+
+/// The admin's token, once the server answers.
+async fn ready(base: &str, state: &Path) -> Result<String> {
+    let token = std::fs::read_to_string(state.join("admin.token")).context("no admin.token yet")?;
+    let token = token.trim().to_owned();
+    let api = Api::new(base, &token)?;
+    api.get::<Value>("server").await?;
+    Ok(token)
+}
+
+/// An address of loopback that nobody listens on.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no free port on loopback")?;
+    listener.local_addr().context("no local address")
+}
+
+fn agent_config(state: &Path, listen: SocketAddr, settings: &Settings, labels: &[(&str, &str)]) -> String {
+    let labels: String = labels.iter().map(|(k, v)| format!("{k} = {v:?}\n")).collect();
+    format!(
+        "state_dir = {:?}\nlisten = \"{listen}\"\nhealth_interval_s = {}\nwindow_s = {}\nfirst_contact_spread_s = 0\n\n[labels]\n{labels}",
+        state.display().to_string(),
+        settings.health_interval_s,
+        settings.window_s,
+    )
+}

@@ -1,0 +1,162 @@
+//! One supervised process: the part that systemd plays on a device.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// `RestartSec=` of the sample units, shortened tenfold: a story does not wait for what it has seen.
+const RESTART_AFTER: Duration = Duration::from_millis(100);
+/// A process that ignores SIGTERM for so long is killed: the longest drain of an agent is one inference timeout.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// A process that is started again whenever it ends, until it is stopped. Killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    log: PathBuf,
+    pid: Arc<AtomicU32>,
+    starts: Arc<AtomicU64>,
+    stop: watch::Sender<bool>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts `program args…`; its output is appended to `log`.
+    pub fn start(name: &str, program: &Path, args: &[OsString], log: &Path) -> Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let pid = Arc::new(AtomicU32::new(0));
+        let starts = Arc::new(AtomicU64::new(0));
+        let first = spawn(program, args, log)?;
+        let keeper = tokio::spawn(keep(
+            first,
+            (program.to_owned(), args.to_vec(), log.to_owned()),
+            (Arc::clone(&pid), Arc::clone(&starts)),
+            stopped,
+        ));
+        Ok(Self { name: name.to_owned(), log: log.to_owned(), pid, starts, stop, keeper: Some(keeper) })
+    }
+
+    /// For messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Process id of the present run; `None` between two runs.
+    pub fn pid(&self) -> Option<u32> {
+        Some(self.pid.load(Ordering::SeqCst)).filter(|pid| *pid != 0)
+    }
+
+    /// How often it was started.
+    pub fn starts(&self) -> u64 {
+        self.starts.load(Ordering::SeqCst)
+    }
+
+    /// SIGKILL, as a power cut would: it is started again by its keeper.
+    pub fn kill_hard(&self) -> Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().and_then(|p| Pid::from_raw(i32::try_from(p).ok()?));
+        let Some(pid) = pid else { bail!("{} is not running", self.name) };
+        kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// SIGTERM, and waits until it has ended; it is not started again.
+    pub async fn stop(mut self) -> Result<()> {
+        let _ = self.stop.send(true);
+        if let Some(keeper) = self.keeper.take() {
+            keeper.await.with_context(|| format!("the keeper of {} failed", self.name))?;
+        }
+        Ok(())
+    }
+
+    /// The last lines that it wrote, for a failure's message.
+    pub fn tail(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(15)..];
+        format!("--- {} ({} starts)\n{}\n", self.name, self.starts(), last.join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.abort(); // the child is killed when its handle is dropped
+        }
+    }
+}
+
+fn spawn(program: &Path, args: &[OsString], log: &Path) -> Result<Child> {
+    let out = OpenOptions::new().create(true).append(true).open(log);
+    let out = out.with_context(|| format!("cannot open the log {}", log.display()))?;
+    let err = out.try_clone().with_context(|| format!("cannot share the log {}", log.display()))?;
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .process_group(0) // Ctrl-C is for the supervisor, which then stops its children in order
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
+}
+
+async fn keep(
+    first: Child,
+    (program, args, log): (PathBuf, Vec<OsString>, PathBuf),
+    (pid, starts): (Arc<AtomicU32>, Arc<AtomicU64>),
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut next = Some(first);
+    loop {
+        let Some(mut child) = next.take().or_else(|| spawn(&program, &args, &log).ok()) else {
+            tokio::time::sleep(RESTART_AFTER).await;
+            continue;
+        };
+        pid.store(child.id().unwrap_or(0), Ordering::SeqCst);
+        starts.fetch_add(1, Ordering::SeqCst);
+        let ended = tokio::select! {
+            _ = child.wait() => true,
+            () = asked(&mut stopped) => false,
+        };
+        if !ended {
+            end(&mut child).await;
+        }
+        pid.store(0, Ordering::SeqCst);
+        if !ended {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RESTART_AFTER) => {}
+            () = asked(&mut stopped) => return,
+        }
+    }
+}
+
+/// Returns when the process is to be stopped, or its owner is gone.
+async fn asked(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn end(child: &mut Child) {
+    let pid = child.id().and_then(|p| Pid::from_raw(i32::try_from(p).ok()?));
+    if let Some(pid) = pid {
+        let _ = kill_process(pid, Signal::TERM); // it may have ended by itself
+    }
+    if tokio::time::timeout(STOP_LIMIT, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
