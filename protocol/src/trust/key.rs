@@ -1,0 +1,134 @@
+//! Keys: Ed25519, named by the SHA-256 of their canonical description.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::canonical;
+use crate::Digest;
+
+/// Name of a key inside a document. A label only: what counts is the public key behind it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyId(pub String);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A public key as a document describes it. Kinds that this version does not know are kept and never count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Key {
+    /// `ed25519`.
+    pub keytype: String,
+    /// `ed25519`.
+    pub scheme: String,
+    /// `{"public": "<64 hexadecimal digits>"}`.
+    pub keyval: BTreeMap<String, Value>,
+    /// Fields of others, preserved under the signature.
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, Value>,
+}
+
+impl Key {
+    /// Describes a raw Ed25519 public key.
+    pub fn ed25519(public: &[u8; 32]) -> Self {
+        let name = || "ed25519".to_owned();
+        let keyval = BTreeMap::from([("public".to_owned(), Value::String(hex::encode(public)))]);
+        Self { keytype: name(), scheme: name(), keyval, extra: BTreeMap::new() }
+    }
+
+    /// Describes a public key given as 64 hexadecimal digits; the error says what is wrong with it.
+    pub fn from_hex(public: &str) -> Result<Self, String> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(public, &mut bytes)
+            .map_err(|_| format!("{public:?} is not an Ed25519 public key: 64 hexadecimal digits"))?;
+        let key = Self::ed25519(&bytes);
+        key.verifying().ok_or_else(|| format!("{public} is not a point of Ed25519"))?;
+        Ok(key)
+    }
+
+    /// The name TUF gives it: SHA-256 of its canonical description.
+    pub fn id(&self) -> KeyId {
+        // A key is strings and, from others, whatever JSON allows; a fraction there leaves an id of nothing, which
+        // no signature can name by accident.
+        let value = serde_json::to_value(self).unwrap_or(Value::Null);
+        KeyId(Digest::of(&canonical(&value).unwrap_or_default()).to_string())
+    }
+
+    /// The raw public key, `None` when the kind is unknown or the bytes are malformed.
+    pub fn public(&self) -> Option<[u8; 32]> {
+        self.verifying().map(|k| k.to_bytes())
+    }
+
+    pub(super) fn verifying(&self) -> Option<VerifyingKey> {
+        if self.keytype != "ed25519" || self.scheme != "ed25519" {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(self.keyval.get("public")?.as_str()?, &mut bytes).ok()?;
+        VerifyingKey::from_bytes(&bytes).ok()
+    }
+
+    /// Whether `signature` is this key's over `message`. `verify_strict` only: it refuses keys and points of small
+    /// order and non-canonical scalars, which make one signature valid for many messages.
+    pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        let signature = Signature::from_bytes(signature);
+        self.verifying().is_some_and(|key| key.verify_strict(message, &signature).is_ok())
+    }
+}
+
+/// Whatever can sign: a key in memory, a command, a token of hardware.
+pub trait Signer {
+    /// The public half.
+    fn key(&self) -> Key;
+    /// Signs; the error is in words for people.
+    fn sign(&self, message: &[u8]) -> Result<[u8; 64], String>;
+}
+
+/// An Ed25519 key pair in memory; zeroed when dropped.
+pub struct KeyPair(SigningKey);
+
+impl KeyPair {
+    /// From 32 random bytes that the caller drew.
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(seed))
+    }
+    /// The secret, for the key file.
+    pub fn seed(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+    /// The raw public key.
+    pub fn public(&self) -> [u8; 32] {
+        self.0.verifying_key().to_bytes()
+    }
+    /// The raw public key in hexadecimal digits.
+    pub fn public_hex(&self) -> String {
+        hex::encode(self.public())
+    }
+    /// The id of the public key.
+    pub fn id(&self) -> KeyId {
+        self.key().id()
+    }
+}
+
+impl Signer for KeyPair {
+    fn key(&self) -> Key {
+        Key::ed25519(&self.public())
+    }
+    fn sign(&self, message: &[u8]) -> Result<[u8; 64], String> {
+        Ok(self.0.sign(message).to_bytes())
+    }
+}
+
+impl fmt::Debug for KeyPair {
+    /// Shows the public half only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyPair({})", self.public_hex())
+    }
+}
