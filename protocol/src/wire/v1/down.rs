@@ -39,6 +39,11 @@ pub struct DesiredModel {
     /// Bundles this device must not try again until told otherwise (the server's verdict on a bad version).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocked: Vec<Digest>,
+    /// Raised when somebody says "try again" (the number of the rollout does: who starts a new rollout of a version
+    /// means it). A version that the device itself blocked under a lower number gets a fresh budget of tries. A
+    /// number and not a flag, so that the same order repeated is not one more try.
+    #[serde(default)]
+    pub attempt: u64,
 }
 
 /// How a device takes a version over. Durations in seconds.

@@ -1,0 +1,147 @@
+//! What the shell has to do, and the order it has to do it in: persist, then act.
+
+use plimsoll_protocol::wire::v1::{self as wire, JobReport};
+use plimsoll_protocol::{Digest, Generation, ModelName};
+
+use crate::core::Core;
+use crate::record::Persistent;
+
+/// Work for the shell. Idempotent: the same effect may be ordered again after a crash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Refresh trust, admit the manifest (model, version and digest must be these), run preflight, fetch and hash
+    /// the files into the staging folder. Answers `FetchDone`, `FetchFailed` or `NotApplicable`.
+    Fetch {
+        /// Model.
+        model: ModelName,
+        /// Version.
+        version: semver::Version,
+        /// Digest of its `bundle.json`.
+        digest: Digest,
+    },
+    /// Stop a fetch, a staging or a self-test of this bundle if one runs, and drop its staging folder. No answer.
+    Cancel {
+        /// Model.
+        model: ModelName,
+        /// Bundle.
+        digest: Digest,
+    },
+    /// Make the staged bundle durable in its slot. Answers `Staged` or `StageFailed`.
+    Stage {
+        /// Model.
+        model: ModelName,
+        /// Bundle.
+        digest: Digest,
+    },
+    /// Run the golden samples in a child process. Answers `SelfTestPassed` or `SelfTestFailed`.
+    SelfTest {
+        /// Model.
+        model: ModelName,
+        /// Bundle.
+        digest: Digest,
+    },
+    /// Have the serving child load it beside what it serves. Answers `Loaded` or `LoadFailed`.
+    Load {
+        /// Model.
+        model: ModelName,
+        /// Version.
+        version: semver::Version,
+        /// Bundle.
+        digest: Digest,
+    },
+    /// Have the serving child answer requests with it. Answers `Serving`.
+    Serve {
+        /// Model.
+        model: ModelName,
+        /// Bundle.
+        digest: Digest,
+    },
+    /// Have the serving child drop it. No answer.
+    Unload {
+        /// Model.
+        model: ModelName,
+        /// Bundle.
+        digest: Digest,
+    },
+    /// Mark the slot as proven on this device, so that a lost anchor can be rebuilt from the slots. No answer.
+    MarkProven {
+        /// Bundle.
+        digest: Digest,
+        /// The newest mark of a model is what it should run.
+        generation: Generation,
+    },
+    /// No model needs the slot any more. No answer.
+    DeleteSlot {
+        /// Bundle.
+        digest: Digest,
+    },
+}
+
+/// Something to tell the server, through the outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// Progress of an order.
+    Job(JobReport),
+    /// A transition or an alarm.
+    Event(wire::Event),
+}
+
+/// An event that has no place in the present state. Ordinary (a cancelled fetch still answers), so it is an answer
+/// and not an error: the shell logs it and goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{event} was refused in state {state}{}: {why}", .model.as_ref().map(|m| format!(" of {m}")).unwrap_or_default())]
+pub struct Refused {
+    /// The model, when the event was about one.
+    pub model: Option<ModelName>,
+    /// State it was in.
+    pub state: &'static str,
+    /// Name of the event.
+    pub event: &'static str,
+    /// Why.
+    pub why: String,
+}
+
+/// A decision that is not yet true. [`Outcome::commit`] makes it so; dropping it leaves the core as it was.
+#[must_use = "a decision that is not committed never happened"]
+#[derive(Debug)]
+pub struct Outcome {
+    pub(crate) next: Core,
+    pub(crate) changed: bool,
+    pub(crate) after: After,
+}
+
+/// What may be done once the decision is durable.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct After {
+    /// In order.
+    pub effects: Vec<Effect>,
+    /// In order.
+    pub reports: Vec<Report>,
+    /// What was refused, if anything.
+    pub refused: Vec<Refused>,
+    /// Send [`crate::Event::Tick`] when the monotonic clock reaches this; replaces the wake-up before.
+    pub wake_mono_ms: Option<u64>,
+}
+
+impl Outcome {
+    /// Persists, then makes the decision the core's state, then hands out what to do.
+    ///
+    /// `write` must return only when the record is durable; it is not called when nothing changed. On its error the
+    /// core is unchanged and nothing is to be done.
+    pub fn commit<E>(
+        self,
+        core: &mut Core,
+        write: impl FnOnce(&Persistent) -> Result<(), E>,
+    ) -> Result<After, E> {
+        if self.changed {
+            write(self.next.record())?;
+        }
+        *core = self.next;
+        Ok(self.after)
+    }
+
+    /// Whether [`Outcome::commit`] will write.
+    pub const fn must_persist(&self) -> bool {
+        self.changed
+    }
+}

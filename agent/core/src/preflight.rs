@@ -1,0 +1,87 @@
+//! Can this device run that bundle at all? Answered from the manifest, before a file is fetched.
+//!
+//! "Not applicable" is not "failed": a fleet may mix hardware, and a gate must not count a device that a version
+//! was never meant for.
+
+use plimsoll_protocol::bundle::{Manifest, RuntimeKind};
+
+use crate::policy::DISK_RESERVE_BYTES;
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Device {
+    /// `x86_64`, `aarch64`, `armv7`.
+    pub architecture: String,
+    /// Of this agent.
+    pub agent_version: semver::Version,
+    /// Memory of the machine, bytes.
+    pub ram_bytes: u64,
+    /// Free on the file system of the state folder, bytes.
+    pub disk_free_bytes: u64,
+    /// Bytes of this bundle that a fetch which was interrupted has already put there.
+    pub already_staged_bytes: u64,
+    /// Newest `ai.onnx` operator set that the runtime knows.
+    pub max_opset: i64,
+}
+
+/// The requirement that the device does not meet, in words, or nothing.
+pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
+    let what = format!("{} {}", manifest.model, manifest.version);
+    let arch = device.architecture.as_str();
+    let wanted = &manifest.requires.architectures;
+    if !wanted.is_empty() && !wanted.contains(arch) {
+        let list: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        return Err(format!(
+            "{what} is for {}; this device is {arch}",
+            list.join(", ")
+        ));
+    }
+    let Some(variant) = manifest.variant_for(arch) else {
+        return Err(format!("{what} has no variant for {arch}"));
+    };
+    if let RuntimeKind::Onnx { opsets } = &variant.runtime {
+        let opset = opsets
+            .get("")
+            .or_else(|| opsets.get("ai.onnx"))
+            .copied()
+            .unwrap_or(0);
+        if opset > device.max_opset {
+            return Err(format!(
+                "{what} uses ai.onnx operator set {opset}; this agent's runtime knows up to {}: export it with a lower one",
+                device.max_opset
+            ));
+        }
+    }
+    if let Some(oldest) = manifest
+        .requires
+        .agent_version
+        .as_ref()
+        .filter(|v| **v > device.agent_version)
+    {
+        return Err(format!(
+            "{what} needs agent {oldest} or newer; this is {}",
+            device.agent_version
+        ));
+    }
+    let ram = manifest.requires.min_ram_bytes;
+    if ram > device.ram_bytes {
+        return Err(format!(
+            "{what} needs {ram} bytes of memory; this device has {}",
+            device.ram_bytes
+        ));
+    }
+    let missing = manifest
+        .total_bytes()
+        .saturating_sub(device.already_staged_bytes);
+    let needed = missing.saturating_add(DISK_RESERVE_BYTES);
+    if needed > device.disk_free_bytes {
+        return Err(format!(
+            "{what} needs {needed} bytes of disk ({missing} to fetch and {DISK_RESERVE_BYTES} in reserve); {} are free",
+            device.disk_free_bytes
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
