@@ -101,7 +101,8 @@ pub enum ImageStatistic {
     Projection(u8),
 }
 
-/// One feature of the reference.
+/// One feature of the reference. Numbers are f32: seven digits are more than any reference earns, and they survive
+/// JSON exactly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FeatureBaseline {
@@ -114,20 +115,20 @@ pub struct FeatureBaseline {
     /// How the reference filled all cells, faults included.
     pub counts: Vec<u64>,
     /// Mean of the reference's finite values.
-    pub mean: f64,
+    pub mean: f32,
     /// Standard deviation of the reference's finite values.
-    pub std: f64,
+    pub std: f32,
     /// Smallest and largest valid value: of the reference, or as the author states.
     pub range: (f32, f32),
     /// Longest run of one unchanged value in the reference; 0 when its rows have no order.
     pub longest_flat_run: u32,
     /// Lag-1 autocorrelation, 0 when the reference's rows have no order: slow data carry fewer independent samples
     /// than rows.
-    pub r1: f64,
+    pub r1: f32,
     /// `(n, q)`: in the reference itself, blocks of n rows reach this PSI against the rest (99.9 % quantile).
     /// A feature that wanders even when all is well says so here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub block_psi: Vec<(u32, f64)>,
+    pub block_psi: Vec<(u32, f32)>,
 }
 
 impl FeatureBaseline {
@@ -138,7 +139,8 @@ impl FeatureBaseline {
 
     /// How many independent samples `n` consecutive values are worth: n (1 - r1) / (1 + r1).
     pub fn n_eff(&self, n: u64) -> f64 {
-        n as f64 * (1.0 - self.r1) / (1.0 + self.r1)
+        let r1 = f64::from(self.r1);
+        n as f64 * (1.0 - r1) / (1.0 + r1)
     }
 
     fn fault(&self) -> Option<&'static str> {
@@ -148,7 +150,10 @@ impl FeatureBaseline {
         if let Some(fault) = self.bins.fault() {
             return Some(fault);
         }
-        let finite = self.mean.is_finite() && self.std.is_finite() && self.range.0.is_finite() && self.range.1.is_finite();
+        let finite = self.mean.is_finite()
+            && self.std.is_finite()
+            && self.range.0.is_finite()
+            && self.range.1.is_finite();
         if !finite || self.std < 0.0 || self.range.0 > self.range.1 {
             return Some("has a mean, deviation or range that is not finite and in order");
         }
@@ -174,7 +179,7 @@ impl FeatureBaseline {
 
 /// Largest lag-1 autocorrelation that is believed: 0.9999 makes 20,000 rows one independent sample, which is
 /// slower than any window can wait for. Slow motes of the sensor data have 0.97 to 0.9995.
-pub const MAX_R1: f64 = 0.9999;
+pub const MAX_R1: f32 = 0.9999;
 
 /// Fingerprint of the cells: counts with another schema are never mixed. 64 bits are plenty against accidents, and
 /// nothing is gained by a forged one: windows are filed under the digest of a signed bundle.
@@ -196,7 +201,8 @@ impl TryFrom<String> for Schema {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let mut bytes = [0; 8];
-        hex::decode_to_slice(&text, &mut bytes).map_err(|_| "a drift schema is 16 hexadecimal digits".to_owned())?;
+        hex::decode_to_slice(&text, &mut bytes)
+            .map_err(|_| "a drift schema is 16 hexadecimal digits".to_owned())?;
         Ok(Self(bytes))
     }
 }
@@ -239,7 +245,9 @@ impl Baseline {
     pub fn new(features: Vec<FeatureBaseline>) -> Result<Self, BaselineError> {
         if features.is_empty() || features.len() > MAX_FEATURES {
             let n = features.len();
-            return Err(BaselineError::Parse(format!("it has {n} features; 1 to {MAX_FEATURES} are possible")));
+            return Err(BaselineError::Parse(format!(
+                "it has {n} features; 1 to {MAX_FEATURES} are possible"
+            )));
         }
         for (at, feature) in features.iter().enumerate() {
             let refuse = |why: &str| {
@@ -310,7 +318,7 @@ impl From<Baseline> for Document {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drift::{Column, Order};
+    use crate::drift::{Cell, Column, Order};
     use serde_json::{Value, json};
 
     fn good() -> Baseline {
@@ -325,7 +333,6 @@ mod tests {
         let few = (0..1000).map(|i| Cell::from((i % 4) as f32)).collect();
         Baseline::fit(&[column("humidity", values), column("gate", few)], Order::Unordered).unwrap()
     }
-    use crate::drift::Cell;
 
     fn check(change: impl FnOnce(&mut Value), expect: &str) {
         let mut value = serde_json::to_value(good()).unwrap();
@@ -353,7 +360,10 @@ mod tests {
         check(|v| v["features"][0]["bins"]["edges"][3] = json!(1e9), "strictly rising");
         check(|v| v["features"][0]["bins"]["edges"] = json!([1.0]), "too few or too many");
         check(|v| v["features"][0]["bins"]["mode"] = json!("sketch"), "sketch");
-        check(|v| v["features"][1]["bins"]["values"] = json!((0..40).collect::<Vec<_>>()), "too few or too many");
+        check(
+            |v| v["features"][1]["bins"]["values"] = json!((0..40).collect::<Vec<_>>()),
+            "too few or too many",
+        );
         check(|v| v["features"][0]["counts"] = json!([1, 2]), "another number of counts");
         check(|v| v["features"][0]["counts"] = json!(vec![0; 15]), "no reference value");
         check(|v| v["features"][0]["counts"][0] = json!(u64::MAX), "overflow");

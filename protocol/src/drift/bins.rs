@@ -113,12 +113,14 @@ impl Bins {
             (Some(0), _) => "missing".into(),
             (Some(1), _) => "not a finite number".into(),
             (Some(_), _) => "of the wrong type".into(),
-            (None, Self::Numeric { edges }) => match (cell.checked_sub(1).and_then(|i| edges.get(i)), edges.get(cell)) {
-                (None, Some(first)) => format!("below {}", short(*first)),
-                (Some(last), None) => format!("above {}", short(*last)),
-                (Some(low), Some(high)) => format!("{} to {}", short(*low), short(*high)),
-                (None, None) => "no cell".into(),
-            },
+            (None, Self::Numeric { edges }) => {
+                match (cell.checked_sub(1).and_then(|i| edges.get(i)), edges.get(cell)) {
+                    (None, Some(first)) => format!("below {}", short(*first)),
+                    (Some(last), None) => format!("above {}", short(*last)),
+                    (Some(low), Some(high)) => format!("{} to {}", short(*low), short(*high)),
+                    (None, None) => "no cell".into(),
+                }
+            }
             (None, Self::Categorical { values }) => values.get(cell).map_or("other".into(), |v| short(*v)),
         }
     }
@@ -157,7 +159,9 @@ mod tests {
     #[test]
     fn every_value_has_the_cell_that_its_edges_say() {
         let bins = Bins::Numeric { edges: vec![0.0, 1.0, 2.5] };
-        for (x, cell) in [(-0.1, 0), (0.0, 1), (0.99, 1), (1.0, 2), (2.5, 2), (2.6, 3), (f32::MAX, 3), (f32::MIN, 0)] {
+        for (x, cell) in
+            [(-0.1, 0), (0.0, 1), (0.99, 1), (1.0, 2), (2.5, 2), (2.6, 3), (f32::MAX, 3), (f32::MIN, 0)]
+        {
             assert_eq!(bins.find(x.into()), cell, "{x}");
         }
         assert_eq!(bins.find(Cell::Missing), 4);
@@ -182,7 +186,12 @@ mod tests {
         assert_eq!(
             labels,
             [
-                "below 0", "0 to 0.125", "0.125 to 20000", "above 20000", "missing", "not a finite number",
+                "below 0",
+                "0 to 0.125",
+                "0.125 to 20000",
+                "above 20000",
+                "missing",
+                "not a finite number",
                 "of the wrong type"
             ]
         );

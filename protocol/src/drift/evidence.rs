@@ -183,8 +183,11 @@ pub struct BeforeAfter {
 impl BeforeAfter {
     /// ln of this device's e-value: the mean over its statistics.
     pub fn ln_e(&self) -> f64 {
-        let each: Vec<f64> =
-            self.statistics.iter().map(|(before, after)| ln_e_two_samples(before, after, self.temper)).collect();
+        let each: Vec<f64> = self
+            .statistics
+            .iter()
+            .map(|(before, after)| ln_e_two_samples(before, after, self.temper))
+            .collect();
         ln_mean(&each)
     }
 }

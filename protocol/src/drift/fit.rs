@@ -98,11 +98,11 @@ fn fit_one(column: &Column, order: Order) -> Option<FeatureBaseline> {
     Some(FeatureBaseline {
         name: column.name.clone(),
         source: column.source.clone(),
-        mean,
-        std: variance.sqrt(),
+        mean: mean as f32,
+        std: variance.sqrt() as f32,
         range: column.range.unwrap_or((low, high)),
         longest_flat_run: if in_time { longest_flat_run(&series) } else { 0 },
-        r1: if in_time { lag_1(&series, &bins).clamp(0.0, MAX_R1) } else { 0.0 },
+        r1: if in_time { (lag_1(&series, &bins) as f32).clamp(0.0, MAX_R1) } else { 0.0 },
         block_psi: if in_time { block_psi(&series, &bins) } else { Vec::new() },
         counts,
         bins,
@@ -194,7 +194,7 @@ fn lag_1(series: &[f32], bins: &Bins) -> f64 {
 
 /// PSI of each block of n consecutive rows against all the others: its 99.9 % quantile, which is the largest below
 /// a thousand blocks.
-fn block_psi(series: &[f32], bins: &Bins) -> Vec<(u32, f64)> {
+fn block_psi(series: &[f32], bins: &Bins) -> Vec<(u32, f32)> {
     let cells: Vec<usize> = series.iter().map(|x| bins.find(Cell::Number(*x))).collect();
     let count = |cells: &[usize]| {
         let mut counts = vec![0u64; bins.value_cells()];
@@ -222,7 +222,7 @@ fn block_psi(series: &[f32], bins: &Bins) -> Vec<(u32, f64)> {
         scores.sort_by(f64::total_cmp);
         let rank = (0.999 * scores.len() as f64).ceil() as usize;
         if let Some(q) = scores.get(rank.saturating_sub(1)) {
-            quantiles.push((n as u32, *q));
+            quantiles.push((n as u32, *q as f32));
         }
     }
     quantiles
@@ -236,7 +236,10 @@ mod tests {
     fn column(values: Vec<f32>) -> Column {
         let source = Source::Input { tensor: "x".into(), index: 0 };
         Column {
-            name: "x".into(), source, range: None, categorical: false,
+            name: "x".into(),
+            source,
+            range: None,
+            categorical: false,
             values: values.into_iter().map(Cell::from).collect(),
         }
     }
@@ -306,7 +309,11 @@ mod tests {
         assert!((slow.r1 - 0.95).abs() < 0.02, "{}", slow.r1);
         assert!((slow.n_eff(1000) - 25.6).abs() < 12.0);
         assert_eq!(slow.block_psi.len(), 3);
-        assert!(slow.block_psi[0].1 > slow.block_psi[2].1, "a longer block wanders less: {:?}", slow.block_psi);
+        assert!(
+            slow.block_psi[0].1 > slow.block_psi[2].1,
+            "a longer block wanders less: {:?}",
+            slow.block_psi
+        );
         let shuffled = fit(walk, Order::Unordered);
         assert_eq!((shuffled.r1, shuffled.longest_flat_run, shuffled.block_psi.len()), (0.0, 0, 0));
     }

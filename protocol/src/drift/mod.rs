@@ -28,7 +28,9 @@ pub mod signal;
 pub mod verdict;
 pub mod window;
 
-pub use baseline::{Baseline, BaselineError, FeatureBaseline, MAX_BASELINE_BYTES, MAX_FEATURES, Schema, Source};
+pub use baseline::{
+    Baseline, BaselineError, FeatureBaseline, MAX_BASELINE_BYTES, MAX_FEATURES, Schema, Source,
+};
 pub use bins::{Bins, Cell};
 pub use compare::{CompareError, Comparison};
 pub use fit::{Column, FitError, Order};

@@ -149,9 +149,12 @@ impl ClassSignal {
         let sum: f64 = scores.iter().map(|s| f64::from(*s)).sum();
         let are_probabilities = scores.iter().all(|s| *s >= 0.0) && (sum - 1.0).abs() <= 0.01;
         // Weights against the best score, so that the largest exponential is 1 and nothing overflows.
-        let weight = |s: &f32| if are_probabilities { f64::from(*s) } else { f64::exp(f64::from(*s) - f64::from(best)) };
+        let weight = |s: &f32| {
+            if are_probabilities { f64::from(*s) } else { f64::exp(f64::from(*s) - f64::from(best)) }
+        };
         let total: f64 = scores.iter().map(weight).sum();
-        let entropy: f64 = scores.iter().map(|s| weight(s) / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+        let entropy: f64 =
+            scores.iter().map(|s| weight(s) / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
         let most = (scores.len() as f64).ln();
         Some(Self {
             class,
@@ -183,7 +186,8 @@ mod tests {
         let blurred: Vec<f32> = (0..64)
             .map(|i| (0..9).map(|k| at(i / 8 + 7 + k / 3, i % 8 + 7 + k % 3)).sum::<f32>() / 9.0)
             .collect();
-        let (sharp, blur) = (ImageSignal::of(&image, 8, 8).unwrap(), ImageSignal::of(&blurred, 8, 8).unwrap());
+        let (sharp, blur) =
+            (ImageSignal::of(&image, 8, 8).unwrap(), ImageSignal::of(&blurred, 8, 8).unwrap());
         assert!((sharp.mean - blur.mean).abs() < 1e-4);
         assert!(blur.sharpness < sharp.sharpness / 10.0, "{} {}", blur.sharpness, sharp.sharpness);
     }
@@ -211,7 +215,10 @@ mod tests {
 
     #[test]
     fn certainty_and_ignorance_are_the_ends_of_the_scale() {
-        assert_eq!(ClassSignal::of(&[0.0, 1.0]).unwrap(), ClassSignal { class: 1, confidence: 1.0, entropy: 0.0 });
+        assert_eq!(
+            ClassSignal::of(&[0.0, 1.0]).unwrap(),
+            ClassSignal { class: 1, confidence: 1.0, entropy: 0.0 }
+        );
         let unsure = ClassSignal::of(&[0.25; 4]).unwrap();
         assert_eq!((unsure.class, unsure.confidence), (0, 0.25));
         assert!((unsure.entropy - 1.0).abs() < 1e-6);

@@ -59,8 +59,14 @@ impl Shift {
         let comparison = Comparison::of(reference, current)?;
         let n: u64 = current.iter().sum();
         let n_eff = feature.n_eff(n);
-        let own = feature.block_psi.iter().filter(|(block, _)| u64::from(*block) <= n).map(|(_, q)| *q).next_back();
-        let positions: Option<Vec<f64>> = (0..feature.bins.value_cells()).map(|c| feature.bins.position(c)).collect();
+        let own = feature
+            .block_psi
+            .iter()
+            .filter(|(block, _)| u64::from(*block) <= n)
+            .map(|(_, q)| f64::from(*q))
+            .next_back();
+        let positions: Option<Vec<f64>> =
+            (0..feature.bins.value_cells()).map(|c| feature.bins.position(c)).collect();
         let work = positions.and_then(|p| comparison.wasserstein_1(&p));
         let total: u64 = reference.iter().sum();
         let share = |c: &u64, n: u64| *c as f64 / n as f64;
@@ -77,8 +83,8 @@ impl Shift {
             psi_needed: MIN_PSI.max(comparison.psi_noise(n_eff)).max(own.unwrap_or(0.0)),
             js_distance_nats: comparison.js_distance_nats(),
             hellinger: comparison.hellinger(),
-            wasserstein_std: work.filter(|_| feature.std > 0.0).map(|w| w / feature.std),
-            means: counts.mean(feature).map(|now| (feature.mean, now)),
+            wasserstein_std: work.filter(|_| feature.std > 0.0).map(|w| w / f64::from(feature.std)),
+            means: counts.mean(feature).map(|now| (f64::from(feature.mean), now)),
             largest_change: (feature.bins.label(cell), before, now),
         })
     }
@@ -97,9 +103,21 @@ impl fmt::Display for Shift {
             // A change of shape is not told by the means: below a tenth of a bin's width nobody sees them move.
             Some((was, is)) if short(was as f32) != short(is as f32) => {
                 let verb = if is < was { "fell" } else { "rose" };
-                write!(f, "{} {verb} from {} to {} on average", self.feature, short(was as f32), short(is as f32))?;
+                write!(
+                    f,
+                    "{} {verb} from {} to {} on average",
+                    self.feature,
+                    short(was as f32),
+                    short(is as f32)
+                )?;
             }
-            _ => write!(f, "{}: {cell} went from {:.0} % to {:.0} %", self.feature, before * 100.0, now * 100.0)?,
+            _ => write!(
+                f,
+                "{}: {cell} went from {:.0} % to {:.0} %",
+                self.feature,
+                before * 100.0,
+                now * 100.0
+            )?,
         }
         write!(f, "; PSI {} over {} samples", short(self.psi as f32), self.n)
     }
@@ -158,7 +176,9 @@ impl fmt::Display for Verdict {
                 "{}: {n_eff:.0} independent samples of {MIN_N_EFF:.0}; about {values_needed} more values are needed",
                 self.feature
             ),
-            Standing::Quiet(shift) => write!(f, "{}: as the reference; PSI {}", self.feature, short(shift.psi as f32)),
+            Standing::Quiet(shift) => {
+                write!(f, "{}: as the reference; PSI {}", self.feature, short(shift.psi as f32))
+            }
             Standing::Watch(shift) => write!(f, "{shift}; not proven yet"),
             Standing::Drift(shift) => write!(f, "{shift}"),
             Standing::Fault { share, reference } => write!(

@@ -92,10 +92,15 @@ fn the_mixture_has_the_power_that_a_uniform_prior_lacks() {
 
 #[test]
 fn evidence_of_a_plain_shift_grows_and_tempering_only_weakens_it() {
-    let (p, q) = ([100u64; 10], [160u64, 140, 120, 110, 100, 90, 80, 70, 70, 60]);
+    let (p, q) = ([1000u64; 10], [160u64, 140, 120, 110, 100, 90, 80, 70, 70, 60]);
     let full = ln_e_window(&p, &q, 1000.0);
     let slow = ln_e_window(&p, &q, 10.0);
-    assert!(full > 16.2, "one window of 1,000 at PSI 0.1 exceeds ln 1.1e7: {full}");
+    let small_reference = ln_e_window(&[100; 10], &q, 1000.0);
+    assert!(full > THRESHOLD.ln(), "one window of 1,000 at PSI 0.1 is proof: {full}");
+    assert!(
+        (5.0..full - 5.0).contains(&small_reference),
+        "a reference of 1,000 is a sample too: {small_reference}"
+    );
     assert!(slow < 1.0, "ten independent samples prove nothing: {slow}");
     assert_eq!(ln_e_window(&p, &[0; 10], 0.0), 0.0);
 }
@@ -151,10 +156,11 @@ fn two_samples_of_one_distribution_rarely_differ_and_two_of_two_do() {
     for _ in 0..2000 {
         let before = draw(&mut rng, &p, 60);
         mean += ln_e_two_samples(&before, &draw(&mut rng, &p, 40), 1.0).exp() / 2000.0;
-        found += u32::from(ln_e_two_samples(&before, &draw(&mut rng, &q, 60), 1.0) >= 100f64.ln());
+        let (before, after) = (draw(&mut rng, &p, 150), draw(&mut rng, &q, 150));
+        found += u32::from(ln_e_two_samples(&before, &after, 1.0) >= 100f64.ln());
     }
     assert!(mean <= 1.1, "mean e-value {mean}");
-    assert!(found > 500, "found {found} of 2000 with 60 against 60 samples");
+    assert!(found > 1500, "found {found} of 2000 with 150 against 150 samples");
 }
 
 fn device(rng: &mut StdRng, before: &[f64], after: &[f64]) -> BeforeAfter {
