@@ -1,3 +1,55 @@
 //! The agent: the shell around the lifecycle of `plimsoll-agent-core`.
+//!
+//! Two processes of one binary. The **driver** ([`driver`]) owns the state and never touches a model; **serve**
+//! ([`serve`]), its child, holds models, the inference endpoint and the bins of the measurement windows. A third,
+//! short-lived child runs the golden samples of a new bundle. Everything else here is an adapter that turns one
+//! kind of outside world into values:
+//!
+//! | module | outside world |
+//! |---|---|
+//! | [`config`], [`identity`] | what the operator and enrolment left on the disk |
+//! | [`anchor`], [`slots`], [`outbox`] | what must survive a power cut |
+//! | [`mqtt`], [`fetch`], [`tls`] | the server |
+//! | [`health`], [`clock`] | the machine |
+//! | [`control`], [`check`] | the person at the device |
+//!
+//! Adapters meet only in [`driver`].
 
+pub mod check;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod driver;
+pub mod fetch;
+pub mod files;
+pub mod health;
+pub mod identity;
+pub mod mqtt;
 pub mod serve;
+pub mod stamp;
+pub mod tls;
+
+/// Version of this agent.
+pub fn version() -> semver::Version {
+    semver::Version::parse(env!("CARGO_PKG_VERSION")).unwrap_or(semver::Version::new(0, 0, 0))
+}
+
+/// The architecture this binary was built for, in the words of manifests: `x86_64`, `aarch64`, `armv7`.
+pub const fn arch() -> &'static str {
+    if cfg!(target_arch = "arm") { "armv7" } else { std::env::consts::ARCH }
+}
+
+/// An error with all its causes in one line: the last one is usually the one that helps.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,248 @@
+//! Settings: `agent.toml`, overlaid by the environment and the command line, parsed once into [`Settings`].
+//!
+//! Every setting has a default that suits a device of the field, so a file is optional. An unknown key is an error:
+//! a typing mistake in a file that nobody watches must not silently mean the default.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::files;
+
+/// Where a file is read when none is named and it exists.
+pub const DEFAULT_FILE: &str = "/etc/plimsoll/agent.toml";
+/// Where the state lies unless told otherwise; systemd's `StateDirectory=plimsoll-agent` makes it.
+pub const DEFAULT_STATE: &str = "/var/lib/plimsoll-agent";
+/// A settings file is a page; this is far beyond any honest one.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// The settings of one agent, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Everything the agent keeps.
+    pub state_dir: PathBuf,
+    /// Inference endpoint.
+    pub listen: SocketAddr,
+    /// Free labels, told to the server at birth.
+    pub labels: BTreeMap<String, String>,
+    /// Seconds between health reports; the fleet's configuration may override it.
+    pub health_interval_s: u32,
+    /// Seconds of a measurement window; the fleet's configuration may override it.
+    pub window_s: u32,
+    /// Bytes of reports that may wait for the server.
+    pub outbox_bytes: u64,
+    /// Bytes a second of downloads; `None` for no cap.
+    pub bandwidth: Option<u64>,
+    /// The first contact after a boot is spread over so many seconds by the device's name.
+    pub first_contact_s: u32,
+    /// Bytes that must stay free on the state folder's file system.
+    pub reserve_bytes: u64,
+    /// Largest inference request body in bytes.
+    pub max_body_bytes: u64,
+    /// Log filter, as `tracing` reads it: `info`, `plimsoll_agent=debug`.
+    pub log: String,
+}
+
+/// Settings that were not accepted: file, key, remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the settings: {0}")]
+    Read(#[from] files::FileError),
+    /// The file is not this format.
+    #[error("{file}: {why}")]
+    Parse {
+        /// Which.
+        file: PathBuf,
+        /// The parser's words: line, key, what is allowed.
+        why: String,
+    },
+    /// A value is outside what makes sense.
+    #[error("setting {key} = {value}: {why}")]
+    Value {
+        /// Key.
+        key: &'static str,
+        /// As given.
+        value: String,
+        /// What is allowed.
+        why: &'static str,
+    },
+}
+
+/// One place of settings: the file, and again the flags. Absent means "as the layer below says".
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Args)]
+#[serde(default, deny_unknown_fields)]
+pub struct Layer {
+    /// Folder for everything the agent keeps [default: /var/lib/plimsoll-agent]
+    #[arg(long, env = "PLIMSOLL_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Address of the inference endpoint; port 0 lets the system choose [default: 127.0.0.1:8500]
+    #[arg(long, env = "PLIMSOLL_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Labels of this device (in the file only): site = "lyon"
+    #[arg(skip)]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Seconds between health reports [default: 60]
+    #[arg(long, env = "PLIMSOLL_HEALTH_INTERVAL_S", value_name = "S")]
+    pub health_interval_s: Option<u32>,
+    /// Seconds of a measurement window [default: 3600]
+    #[arg(long, env = "PLIMSOLL_WINDOW_S", value_name = "S")]
+    pub window_s: Option<u32>,
+    /// Bytes of reports that may wait for the server [default: 16777216]
+    #[arg(long, env = "PLIMSOLL_OUTBOX_BYTES", value_name = "BYTES")]
+    pub outbox_bytes: Option<u64>,
+    /// Cap on downloads in bytes a second, 0 for none [default: 0]
+    #[arg(long, env = "PLIMSOLL_BANDWIDTH", value_name = "BYTES")]
+    pub bandwidth: Option<u64>,
+    /// Spread of the first contact after a boot, in seconds [default: 30]
+    #[arg(long, env = "PLIMSOLL_FIRST_CONTACT_S", value_name = "S")]
+    pub first_contact_s: Option<u32>,
+    /// Bytes that stay free on the state folder's file system [default: 33554432]
+    #[arg(long, env = "PLIMSOLL_RESERVE_BYTES", value_name = "BYTES")]
+    pub reserve_bytes: Option<u64>,
+    /// Largest inference request body in bytes [default: 33554432]
+    #[arg(long, env = "PLIMSOLL_MAX_BODY_BYTES", value_name = "BYTES")]
+    pub max_body_bytes: Option<u64>,
+    /// Log filter: error, warn, info, debug, or module=level [default: info]
+    #[arg(long, env = "PLIMSOLL_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Layer {
+    /// Reads a file. `None` means the default file, which may be absent.
+    pub fn from_file(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        if file.is_none() && !path.exists() {
+            return Ok(Self::default());
+        }
+        let bytes = files::read_limited(path, MAX_FILE)?;
+        let parse = |why: String| ConfigError::Parse { file: path.to_owned(), why };
+        let text = String::from_utf8(bytes).map_err(|e| parse(e.to_string()))?;
+        toml::from_str(&text).map_err(|e| parse(e.to_string().trim_end().to_owned()))
+    }
+
+    /// These settings, and `below` where this layer is silent.
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            state_dir: self.state_dir.or(below.state_dir),
+            listen: self.listen.or(below.listen),
+            labels: self.labels.or(below.labels),
+            health_interval_s: self.health_interval_s.or(below.health_interval_s),
+            window_s: self.window_s.or(below.window_s),
+            outbox_bytes: self.outbox_bytes.or(below.outbox_bytes),
+            bandwidth: self.bandwidth.or(below.bandwidth),
+            first_contact_s: self.first_contact_s.or(below.first_contact_s),
+            reserve_bytes: self.reserve_bytes.or(below.reserve_bytes),
+            max_body_bytes: self.max_body_bytes.or(below.max_body_bytes),
+            log: self.log.or(below.log),
+        }
+    }
+
+    /// Checks every value and fills in the defaults.
+    pub fn resolve(self) -> Result<Settings, ConfigError> {
+        let labels = self.labels.unwrap_or_default();
+        check_labels(&labels)?;
+        Ok(Settings {
+            state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE)),
+            listen: loopback(self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8500))))?,
+            labels,
+            health_interval_s: seconds("health_interval_s", self.health_interval_s.unwrap_or(60))?,
+            window_s: seconds("window_s", self.window_s.unwrap_or(3600))?,
+            outbox_bytes: outbox(self.outbox_bytes.unwrap_or(16 * 1024 * 1024))?,
+            bandwidth: self.bandwidth.filter(|b| *b > 0),
+            first_contact_s: self.first_contact_s.unwrap_or(30),
+            reserve_bytes: self.reserve_bytes.unwrap_or(32 * 1024 * 1024),
+            max_body_bytes: self.max_body_bytes.unwrap_or(32 * 1024 * 1024),
+            log: self.log.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+/// Inference has no authentication of its own, so only this machine may ask.
+fn loopback(listen: SocketAddr) -> Result<SocketAddr, ConfigError> {
+    if listen.ip().is_loopback() {
+        return Ok(listen);
+    }
+    let why = "inference requests carry no authentication, so only a loopback address (127.0.0.1 or [::1]) is \
+               allowed; put a proxy with authentication in front of it";
+    Err(ConfigError::Value { key: "listen", value: listen.to_string(), why })
+}
+
+/// A second is the shortest that makes sense, a week the longest.
+fn seconds(key: &'static str, value: u32) -> Result<u32, ConfigError> {
+    if (1..=7 * 24 * 3600).contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::Value { key, value: value.to_string(), why: "1 to 604800 seconds (a week) are allowed" })
+}
+
+/// 256 KiB hold eighty full reports: less would drop the story of a single update.
+fn outbox(value: u64) -> Result<u64, ConfigError> {
+    if value >= 256 * 1024 {
+        return Ok(value);
+    }
+    Err(ConfigError::Value { key: "outbox_bytes", value: value.to_string(), why: "at least 262144 are needed" })
+}
+
+/// A birth is one report of at most 3 KiB: 16 labels of 64 bytes each way take 2 KiB of it.
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+    let refuse = |value: String, why| Err(ConfigError::Value { key: "labels", value, why });
+    if labels.len() > 16 {
+        return refuse(format!("{} labels", labels.len()), "at most 16 labels are allowed");
+    }
+    for (key, value) in labels {
+        let plain = |t: &str| (1..=64).contains(&t.len()) && !t.chars().any(char::is_control);
+        if !plain(key) || !plain(value) {
+            return refuse(format!("{key:?} = {value:?}"), "1 to 64 bytes without control characters are allowed");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        Layer::from_file(Some(&path))?.resolve()
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults_and_a_flag_wins_over_the_file() {
+        let settings = parse("").unwrap();
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:8500");
+        assert_eq!(settings.bandwidth, None);
+        let file = Layer { window_s: Some(10), health_interval_s: Some(5), ..Layer::default() };
+        let flags = Layer { window_s: Some(20), ..Layer::default() };
+        let settings = flags.over(file).resolve().unwrap();
+        assert_eq!((settings.window_s, settings.health_interval_s), (20, 5));
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_file_and_key() {
+        for (text, words) in [
+            ("windw_s = 5", &["agent.toml", "windw_s", "window_s"][..]),
+            ("window_s = \"x\"", &["agent.toml", "window_s"]),
+            ("window_s = 0", &["window_s", "604800"]),
+            ("listen = \"0.0.0.0:80\"", &["listen", "loopback"]),
+            ("outbox_bytes = 5", &["outbox_bytes", "262144"]),
+            ("[labels]\nsite = \"a\\nb\"", &["labels", "site"]),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{text:?} gave {error:?}, without {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_named_file_that_is_absent_is_an_error() {
+        assert!(Layer::from_file(Some(Path::new("/nonexistent/agent.toml"))).is_err());
+    }
+}

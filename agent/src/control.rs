@@ -1,0 +1,271 @@
+//! The person at the device: `plimsoll-agent status` and `rollback` speak with the running driver over a Unix
+//! socket in the state folder. One JSON object a line each way; who may enter the folder may ask.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use plimsoll_protocol::wire::v1::{JobReport, RunningModel};
+use plimsoll_protocol::{Generation, ModelName};
+
+/// Longest line: a status with 8 models is under 16 KiB.
+const MAX_LINE: u64 = 64 * 1024;
+/// Connections at once; one more waits for an end. A person has one, a monitoring script another.
+const MAX_CLIENTS: usize = 4;
+/// The driver answers between two events, in milliseconds; ten seconds mean that it hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum Ask {
+    /// Everything there is to know.
+    Status,
+    /// Return a model to the version before.
+    Rollback {
+        /// Which.
+        model: ModelName,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Ask::Status`].
+    Status(Box<Status>),
+    /// Done, with words.
+    Done {
+        /// What.
+        text: String,
+    },
+    /// Not done.
+    Refused {
+        /// Why.
+        text: String,
+    },
+}
+
+/// What the agent says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// `tenant.device`; `None` before enrolment.
+    pub identity: Option<String>,
+    /// Of the agent.
+    pub version: String,
+    /// Boot counter.
+    pub boot: u64,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// Where inference requests go; `None` while the serving child starts.
+    pub inference: Option<String>,
+    /// Whether the MQTT connection stands.
+    pub connected: bool,
+    /// Why not, in words.
+    pub connection: String,
+    /// Of the desired state.
+    pub generation: Generation,
+    /// Whether the fleet is paused.
+    pub paused: bool,
+    /// What runs.
+    pub models: Vec<RunningModel>,
+    /// Where every order stands.
+    pub jobs: Vec<JobReport>,
+    /// Reports that wait for the server.
+    pub outbox_entries: u64,
+    /// Reports dropped because the outbox was full.
+    pub outbox_dropped: u64,
+    /// Restarts of the serving child.
+    pub serve_restarts: u64,
+    /// Messages refused: foreign, malformed, unsupported.
+    pub messages_refused: u64,
+}
+
+/// A request on its way to the driver, with where the answer goes.
+#[derive(Debug)]
+pub struct Request {
+    /// What is asked.
+    pub ask: Ask,
+    /// Where the answer goes; a person who left is not waited for.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Where the socket lies.
+pub fn socket_path(state: &Path) -> PathBuf {
+    state.join("agent.sock")
+}
+
+/// Opens the socket. A left-over of a crash is replaced: the lock of the state folder proves that it is one.
+pub fn listen(state: &Path) -> std::io::Result<UnixListener> {
+    let path = socket_path(state);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until the driver drops its end.
+pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
+    let clients = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(permit) = clients.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors: the next accept would fail at once, for ever.
+                tracing::warn!(%error, "control socket cannot accept");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let requests = requests.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = client(stream, requests).await {
+                tracing::debug!(%error, "control connection ended");
+            }
+        });
+    }
+}
+
+async fn client(stream: UnixStream, requests: mpsc::Sender<Request>) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
+    let answer = match serde_json::from_str::<Ask>(&line) {
+        Ok(ask) => ask_driver(ask, &requests).await,
+        Err(error) => Answer::Refused { text: format!("this is not a request: {error}") },
+    };
+    let mut json = serde_json::to_vec(&answer).unwrap_or_default(); // text keys only: cannot fail
+    json.push(b'\n');
+    write.write_all(&json).await
+}
+
+async fn ask_driver(ask: Ask, requests: &mpsc::Sender<Request>) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    if requests.try_send(Request { ask, reply }).is_err() {
+        return Answer::Refused { text: "the agent is busy or stopping; try again".into() };
+    }
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => answer,
+        _ => Answer::Refused { text: "the agent did not answer; see its log".into() },
+    }
+}
+
+/// Asks the running agent of a state folder.
+pub async fn ask(state: &Path, ask: &Ask) -> Result<Answer, String> {
+    let path = socket_path(state);
+    let talk = async {
+        let stream = UnixStream::connect(&path).await?;
+        let (read, mut write) = stream.into_split();
+        let mut json = serde_json::to_vec(ask).unwrap_or_default(); // text keys only: cannot fail
+        json.push(b'\n');
+        write.write_all(&json).await?;
+        let mut line = String::new();
+        BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
+        Ok::<_, std::io::Error>(line)
+    };
+    let line = match tokio::time::timeout(ANSWER_TIMEOUT * 2, talk).await {
+        Ok(Ok(line)) => line,
+        Ok(Err(e)) => {
+            return Err(format!(
+                "cannot reach the agent at {}: {e}; is it running, and is this its --state-dir?", path.display()
+            ));
+        }
+        Err(_) => return Err(format!("the agent at {} does not answer", path.display())),
+    };
+    serde_json::from_str(&line).map_err(|e| format!("the agent's answer is not understood: {e}"))
+}
+
+/// A status for people.
+pub fn render(status: &Status) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    let identity = status.identity.as_deref().unwrap_or("not enrolled");
+    // Writing into a String cannot fail.
+    let _ = writeln!(out, "{identity}   agent {}   boot {}   up {} s", status.version, status.boot, status.uptime_s);
+    let _ = writeln!(out, "server      {}", status.connection);
+    let inference = status.inference.as_deref().unwrap_or("starting");
+    let _ = writeln!(out, "inference   {inference}   (restarts of the serving process: {})", status.serve_restarts);
+    let paused = if status.paused { ", paused by the fleet" } else { "" };
+    let _ = writeln!(out, "goal        generation {}{paused}", status.generation);
+    let _ = writeln!(out, "reports     {} waiting, {} dropped", status.outbox_entries, status.outbox_dropped);
+    for model in &status.models {
+        let trial = if model.trial_passed { "" } else { "   on trial" };
+        let _ = writeln!(out, "runs        {} {} ({}){trial}", model.model, model.version, model.digest.short());
+    }
+    for job in &status.jobs {
+        let phase = serde_json::to_value(job.phase).ok();
+        let phase = phase.as_ref().and_then(|v| v.as_str()).unwrap_or("?");
+        let reason = job.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        let _ = writeln!(out, "order       {} {} {phase}{reason}", job.model, job.version);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            identity: Some("acme.cam-1".into()), version: "0.1.0".into(), boot: 3, uptime_s: 5, inference: None,
+            connected: false, connection: "not connected: refused".into(), generation: 9, paused: true,
+            models: vec![RunningModel {
+                model: ModelName::new("meter").unwrap(),
+                version: "1.0.0".parse().unwrap(),
+                digest: plimsoll_protocol::Digest::of(b"x"),
+                trial_passed: false,
+            }],
+            jobs: Vec::new(), outbox_entries: 1, outbox_dropped: 0, serve_restarts: 0, messages_refused: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_gets_the_drivers_answer_and_nonsense_a_refusal() {
+        let dir = tempfile::tempdir().unwrap();
+        let (send, mut receive) = mpsc::channel::<Request>(4);
+        tokio::spawn(serve(listen(dir.path()).unwrap(), send));
+        tokio::spawn(async move {
+            while let Some(request) = receive.recv().await {
+                let answer = match request.ask {
+                    Ask::Status => Answer::Status(Box::new(status())),
+                    Ask::Rollback { model } => Answer::Done { text: format!("{model} goes back") },
+                };
+                request.reply.send(answer).unwrap();
+            }
+        });
+        assert_eq!(ask(dir.path(), &Ask::Status).await, Ok(Answer::Status(Box::new(status()))));
+        let model = ModelName::new("meter").unwrap();
+        let answer = ask(dir.path(), &Ask::Rollback { model }).await.unwrap();
+        assert_eq!(answer, Answer::Done { text: "meter goes back".into() });
+
+        let mut stream = UnixStream::connect(socket_path(dir.path())).await.unwrap();
+        stream.write_all(b"{\"ask\":\"format the disk\"}\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.contains("refused") && text.contains("format the disk"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_run_is_named_with_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ask(dir.path(), &Ask::Status).await.unwrap_err();
+        assert!(error.contains("--state-dir") && error.contains("agent.sock"), "{error}");
+    }
+
+    #[test]
+    fn the_status_reads_well() {
+        let text = render(&status());
+        for words in ["acme.cam-1", "meter 1.0.0", "on trial", "paused", "not connected: refused", "starting"] {
+            assert!(text.contains(words), "{words:?} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What an answer to a ranged request for a blob means. Pure, because each of these answers was seen from some
+//! server, proxy or cache, and most of them spoil a file when they are misread.
+
+/// The parts of an answer that decide.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reply<'a> {
+    /// HTTP status.
+    pub status: u16,
+    /// `Content-Range`, as sent.
+    pub content_range: Option<&'a str>,
+    /// `Content-Length`.
+    pub content_length: Option<u64>,
+    /// `Content-Encoding`, as sent.
+    pub content_encoding: Option<&'a str>,
+    /// `Retry-After`, as sent.
+    pub retry_after: Option<&'a str>,
+}
+
+/// What to do with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The body continues what is there.
+    Append,
+    /// The body is the whole blob: what is there goes.
+    Restart,
+    /// What is there goes, and the request is made once more without a range.
+    StartOver(String),
+    /// Later.
+    Later {
+        /// Why.
+        why: String,
+        /// What the server asked for.
+        after_s: Option<u64>,
+    },
+    /// Never: this will not change by waiting.
+    Never(String),
+}
+
+/// Longest `Retry-After` obeyed: a server that says a year was misconfigured for longer than a device should sleep.
+const MAX_RETRY_AFTER_S: u64 = 24 * 3600;
+
+/// Judges the answer to a request for `size` bytes of which `have` are there (with `Range` when `have > 0`).
+pub fn judge(reply: Reply<'_>, have: u64, size: u64) -> Verdict {
+    if matches!(reply.status, 200 | 206) && reply.content_encoding.is_some_and(|e| e != "identity") {
+        let encoding = reply.content_encoding.unwrap_or_default();
+        return Verdict::Never(format!("it came with content-encoding {encoding:?}, which was not asked for"));
+    }
+    match reply.status {
+        200 => match reply.content_length {
+            Some(length) if length != size => {
+                Verdict::Never(format!("the server offers {length} bytes, {size} are signed"))
+            }
+            _ => Verdict::Restart,
+        },
+        206 if have == 0 => Verdict::Never("a part came although the whole was asked for".into()),
+        206 => {
+            let expected = format!("bytes {have}-{}/{size}", size.saturating_sub(1));
+            match reply.content_range {
+                Some(range) if range == expected => Verdict::Append,
+                other => Verdict::StartOver(format!(
+                    "the part that came is {:?}, asked was {expected:?}",
+                    other.unwrap_or("unnamed")
+                )),
+            }
+        }
+        416 if have > 0 => Verdict::StartOver("the server cannot continue at this place".into()),
+        404 => later("the server does not have it (yet)", reply),
+        408 | 425 | 429 | 500..=599 => later(&format!("the server answered {}", reply.status), reply),
+        401 | 403 => Verdict::Later {
+            why: format!("the server refuses this device's certificate ({}); was it revoked?", reply.status),
+            after_s: Some(retry_after(reply).unwrap_or(300)),
+        },
+        status => Verdict::Never(format!("the server answered {status}")),
+    }
+}
+
+fn later(why: &str, reply: Reply<'_>) -> Verdict {
+    Verdict::Later { why: why.to_owned(), after_s: retry_after(reply) }
+}
+
+/// Seconds; the form with a date needs a clock that a device may not have and is read as a minute.
+fn retry_after(reply: Reply<'_>) -> Option<u64> {
+    reply.retry_after.map(|text| text.trim().parse().unwrap_or(60).min(MAX_RETRY_AFTER_S))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_is_read_for_what_it_is() {
+        let range = |r| Reply { status: 206, content_range: Some(r), ..Reply::default() };
+        let status = |s| Reply { status: s, ..Reply::default() };
+        let length = |l| Reply { status: 200, content_length: Some(l), ..Reply::default() };
+        let gzip = Reply { status: 200, content_encoding: Some("gzip"), ..Reply::default() };
+        let table: &[(&str, Reply<'_>, u64, &str)] = &[
+            ("a first request is answered whole", length(100), 0, "Restart"),
+            ("an unknown length is checked by the hash", status(200), 0, "Restart"),
+            ("a server without ranges sends all again", length(100), 40, "Restart"),
+            ("a changed blob has another length", length(99), 40, "Never"),
+            ("a part continues exactly", range("bytes 40-99/100"), 40, "Append"),
+            ("a part from elsewhere would spoil the file", range("bytes 41-99/100"), 40, "StartOver"),
+            ("a part of something else", range("bytes 40-99/101"), 40, "StartOver"),
+            ("a shorter part would end early", range("bytes 40-98/100"), 40, "StartOver"),
+            ("a part without a name", status(206), 40, "StartOver"),
+            ("a part that nobody asked for", range("bytes 0-99/100"), 0, "Never"),
+            ("beyond its end", status(416), 100, "StartOver"),
+            ("a proxy that compresses", gzip, 0, "Never"),
+            ("not there", status(404), 0, "Later"),
+            ("overloaded", status(503), 0, "Later"),
+            ("revoked", status(403), 0, "Later"),
+            ("moved to somewhere we do not know", status(302), 0, "Never"),
+            ("nonsense", status(204), 0, "Never"),
+        ];
+        for (name, reply, have, expected) in table {
+            let got = format!("{:?}", judge(*reply, *have, 100));
+            assert!(got.starts_with(expected), "{name}: expected {expected}, got {got}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_obeyed_within_reason() {
+        let after = |text| match judge(Reply { status: 503, retry_after: text, ..Reply::default() }, 0, 1) {
+            Verdict::Later { after_s, .. } => after_s,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(after(None), None);
+        assert_eq!(after(Some("120")), Some(120));
+        assert_eq!(after(Some("99999999")), Some(MAX_RETRY_AFTER_S));
+        assert_eq!(after(Some("Wed, 21 Oct 2026 07:28:00 GMT")), Some(60));
+    }
+}

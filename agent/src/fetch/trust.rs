@@ -1,0 +1,159 @@
+//! Drives the protocol's TUF client: it says what it wants next, this fetches it and stores what it trusts.
+//!
+//! Stored documents lie in `state/tuf/`, each written atomically before the next one is asked for, so that a power
+//! cut leaves a prefix of a good refresh. What is refused never reaches the disk.
+
+use std::path::{Path, PathBuf};
+
+use plimsoll_protocol::bundle::{MAX_MANIFEST_BYTES, Manifest, target_path};
+use plimsoll_protocol::trust::{Client, Response, Step, TrustError, TrustedDocs, Verified, VerifiedTarget};
+use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
+
+use super::{FetchError, HttpSource};
+use crate::files::{self, PUBLIC};
+
+/// Most documents in the store: the top four and a role a model; more would be a leak.
+const MAX_STORED: usize = 1024;
+/// Largest stored document: the largest that the client accepts.
+const MAX_STORED_BYTES: u64 = plimsoll_protocol::trust::MAX_TARGETS_BYTES;
+
+/// Gets a document by its name in the repository. The real one is [`HttpSource`]; tests have a folder.
+pub trait Documents {
+    /// The document, or `None` when there is none.
+    fn get(&self, name: &str, max_bytes: u64)
+    -> impl Future<Output = Result<Option<Vec<u8>>, FetchError>> + Send;
+}
+
+impl Documents for HttpSource {
+    async fn get(&self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, FetchError> {
+        self.document(&format!("/tuf/{name}"), max_bytes).await
+    }
+}
+
+/// The trusted metadata of this device.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    dir: PathBuf,
+}
+
+/// A refreshed view, good for look-ups until the next refresh.
+#[derive(Debug)]
+pub struct Refresh {
+    client: Client,
+    dir: PathBuf,
+}
+
+impl Trust {
+    /// `state/tuf`.
+    pub fn new(state: &Path) -> Self {
+        Self { dir: state.join("tuf") }
+    }
+
+    /// Brings the metadata up to date. Ends with fresh timestamp, snapshot and targets, or with an error that names
+    /// the document; what was trusted before stays.
+    pub async fn refresh(&self, documents: &impl Documents, now: UnixSeconds) -> Result<Refresh, FetchError> {
+        let client = Client::new(self.stored()?, now).map_err(refused)?;
+        let mut refresh = Refresh { client, dir: self.dir.clone() };
+        refresh.drive(documents).await?;
+        Ok(refresh)
+    }
+
+    /// Everything stored. A document that cannot be read counts as absent: it is fetched again.
+    fn stored(&self) -> Result<TrustedDocs, FetchError> {
+        let list = std::fs::read_dir(&self.dir).map_err(|e| {
+            let text = format!("cannot read the trusted metadata in {}: {e}; enrol again", self.dir.display());
+            FetchError::permanent("trust.lost", text)
+        })?;
+        let mut docs = TrustedDocs::new();
+        for entry in list.flatten().take(MAX_STORED) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.ends_with(".json") {
+                continue;
+            }
+            match files::read_limited(&entry.path(), MAX_STORED_BYTES) {
+                Ok(bytes) => {
+                    docs.insert(name, bytes);
+                }
+                Err(error) => tracing::warn!(trust.document = name, %error, "stored metadata is unreadable"),
+            }
+        }
+        Ok(docs)
+    }
+}
+
+impl Refresh {
+    /// The signed manifest of a model version. Its digest must be the ordered one: the server cannot name another.
+    pub async fn manifest(
+        &mut self, source: &HttpSource, model: &ModelName, version: &semver::Version, ordered: Digest,
+    ) -> Result<(Verified<Manifest>, Vec<u8>), FetchError> {
+        let target = self.target(source, model, version, ordered).await?;
+        let path = format!("/blobs/sha256/{}", target.sha256());
+        let limit = target.length().min(MAX_MANIFEST_BYTES);
+        let bytes = source.document(&path, limit).await?.ok_or_else(|| {
+            FetchError::transient("fetch.unavailable", format!("the server has no {} yet", target.path()))
+        })?;
+        let manifest = target.admit_manifest(&bytes).map_err(refused)?;
+        Ok((manifest, bytes))
+    }
+
+    /// The signed target of a model version, when its digest is the ordered one.
+    pub async fn target(
+        &mut self, documents: &impl Documents, model: &ModelName, version: &semver::Version, ordered: Digest,
+    ) -> Result<VerifiedTarget, FetchError> {
+        let path = target_path(model, version);
+        self.client.find(&path).map_err(refused)?;
+        let target = match self.drive(documents).await? {
+            Step::Found(target) => target,
+            _ => {
+                let text = format!(
+                    "{model} {version} is not signed by any role that may sign for it: it was never published, or \
+                     it was revoked; nothing was installed"
+                );
+                return Err(FetchError::permanent("trust.not_listed", text));
+            }
+        };
+        if target.sha256() != ordered {
+            let text = format!(
+                "the order names {model} {version} with digest {}, but {} signed digest {}: the signed one counts and \
+                 the order is refused",
+                ordered.short(), target.role(), target.sha256().short()
+            );
+            return Err(FetchError::permanent("order.wrong_bundle", text));
+        }
+        Ok(target)
+    }
+
+    /// Newest time that offline-signed metadata proves, for the time floor.
+    pub fn issued(&self) -> Option<UnixSeconds> {
+        self.client.max_issued()
+    }
+
+    /// Fetches what the client wants until it wants nothing more.
+    async fn drive(&mut self, documents: &impl Documents) -> Result<Step, FetchError> {
+        loop {
+            let fetch = match self.client.next() {
+                Step::Fetch(fetch) => fetch,
+                end => return Ok(end),
+            };
+            let got = documents.get(&fetch.path, fetch.max_bytes).await?;
+            let response = got.as_deref().map_or(Response::NotFound, Response::Bytes);
+            let trusted = self.client.supply(response).map_err(refused)?;
+            for document in trusted {
+                let path = self.dir.join(&document.name);
+                files::write_atomic(&path, &document.bytes, PUBLIC).map_err(|e| {
+                    FetchError::transient("fetch.disk", format!("{e}: {}", std::error::Error::source(&e).map_or_else(String::new, ToString::to_string)))
+                })?;
+            }
+        }
+    }
+}
+
+/// A refusal by the trust rules. Expired metadata may be signed again any moment, so it is worth another try; an
+/// incomplete repository too (it is being published). All else stays wrong.
+fn refused(error: TrustError) -> FetchError {
+    match &error {
+        e if e.is_expired() => FetchError::transient("trust.expired", error.to_string()),
+        TrustError::Missing { .. } => FetchError::transient("trust.incomplete", error.to_string()),
+        _ => FetchError::permanent("trust.refused", error.to_string()),
+    }
+}
