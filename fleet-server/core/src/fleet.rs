@@ -1,0 +1,157 @@
+//! All rollouts together: who owns which device, and the document that each device gets.
+//!
+//! A device's goal for a model is what the newest rollout that ordered it says. A completed rollout stays the
+//! standing goal of its selector: a device that enrols a year later gets its version too, unless a newer rollout
+//! of the model has the device. Several models of one device share one document under one generation.
+
+use std::collections::BTreeMap;
+
+use plimsoll_protocol::wire::v1::{Desired, DesiredModel};
+use plimsoll_protocol::{DeviceId, Digest, Generation, ModelName, UnixMillis};
+
+use crate::planner::{self, Plan};
+use crate::rollout::{Bundle, Rollout};
+use crate::selector::{Attributes, Selector, SelectorError};
+use crate::view::{DeviceView, FleetView, JobView, Running};
+
+/// Most blocked versions that a desired document lists for one model: the newest; 16 x 64 digits is 1 KiB.
+pub const MAX_BLOCKED: usize = 16;
+
+/// What the store knows about a device that may connect.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    /// What selectors see.
+    pub attributes: Attributes,
+    /// Its connection stands.
+    pub online: bool,
+    /// What it runs, by model, from the newest of its births and job reports.
+    pub running: BTreeMap<ModelName, Running>,
+    /// The newest job report for each model and digest; at least for the last order of each model.
+    pub jobs: BTreeMap<ModelName, Vec<JobView>>,
+}
+
+/// One tick: the plan of every rollout that may still act. `rollouts` in the order of their numbers. Plans that
+/// change nothing ([`Plan::is_quiet`]) are left out.
+pub fn tick(
+    devices: &BTreeMap<DeviceId, Facts>,
+    rollouts: &[Rollout],
+    now_ms: UnixMillis,
+) -> Result<Vec<Plan>, SelectorError> {
+    let mut plans = Vec::new();
+    for rollout in rollouts.iter().filter(|r| r.state.is_open()) {
+        let plan = planner::plan(&view(devices, rollouts, rollout)?, rollout, now_ms);
+        if !plan.is_quiet() {
+            plans.push(plan);
+        }
+    }
+    Ok(plans)
+}
+
+/// The fleet as `rollout`, one of `rollouts`, sees it.
+pub fn view(
+    devices: &BTreeMap<DeviceId, Facts>,
+    rollouts: &[Rollout],
+    rollout: &Rollout,
+) -> Result<FleetView, SelectorError> {
+    let selector = Selector::parse(&rollout.state.spec.selector)?;
+    let model = &rollout.state.spec.model;
+    let others: Vec<&Rollout> =
+        of_model(rollouts, model).filter(|r| r.state.id != rollout.state.id).collect();
+    let newer = |device: &DeviceId| {
+        others.iter().any(|o| o.state.number > rollout.state.number && o.members.contains_key(device))
+    };
+    let one = |(device, facts): (&DeviceId, &Facts)| {
+        let seen = DeviceView {
+            matches: selector.matches(&facts.attributes) && !newer(device),
+            online: facts.online,
+            running: facts.running.get(model).cloned(),
+            standing: goal(others.iter().copied(), device).cloned(),
+            job: newest_job(facts, rollout),
+            back: knows_of_recall(facts, rollout),
+        };
+        (device.clone(), seen)
+    };
+    Ok(FleetView { devices: devices.iter().map(one).collect(), readings: Vec::new() })
+}
+
+fn of_model<'a>(rollouts: &'a [Rollout], model: &'a ModelName) -> impl Iterator<Item = &'a Rollout> {
+    rollouts.iter().filter(move |r| r.state.spec.model == *model)
+}
+
+fn newest_job(facts: &Facts, rollout: &Rollout) -> Option<JobView> {
+    let jobs = facts.jobs.get(&rollout.state.spec.model)?;
+    jobs.iter().filter(|j| j.digest == rollout.state.target.digest).max_by_key(|j| j.at_ms).cloned()
+}
+
+fn knows_of_recall(facts: &Facts, rollout: &Rollout) -> bool {
+    let about_another = |j: &JobView| {
+        j.rollout.as_ref() == Some(&rollout.state.id) && j.digest != rollout.state.target.digest
+    };
+    facts.jobs.get(&rollout.state.spec.model).is_some_and(|jobs| jobs.iter().any(about_another))
+}
+
+fn goal<'a>(rollouts: impl Iterator<Item = &'a Rollout>, device: &DeviceId) -> Option<&'a Bundle> {
+    rollouts
+        .filter_map(|r| r.goal(device).map(|g| (r.state.number, g)))
+        .max_by_key(|(n, _)| *n)
+        .map(|(_, g)| g)
+}
+
+/// The document that `device` should have, when it is not the one that is stored: `None` means that nothing is to
+/// be written or published. `rollouts` are all of the server's, `reported` the generation that the device says it
+/// works by. A restored server whose stored generation is behind the device's goes past it, so that it is obeyed.
+pub fn desired(
+    device: &DeviceId,
+    rollouts: &[Rollout],
+    stored: Option<&Desired>,
+    reported: Generation,
+    now_ms: UnixMillis,
+) -> Option<Desired> {
+    let models = goals(device, rollouts);
+    let generation = stored.map_or(0, |d| d.generation);
+    let same = stored.map_or(models.is_empty(), |d| d.models == models);
+    if same && (models.is_empty() || reported <= generation) {
+        return None;
+    }
+    Some(Desired { v: 1, generation: generation.max(reported) + 1, models, issued_ms: now_ms })
+}
+
+fn goals(device: &DeviceId, rollouts: &[Rollout]) -> Vec<DesiredModel> {
+    let mut newest: BTreeMap<&ModelName, &Rollout> = BTreeMap::new();
+    for rollout in rollouts.iter().filter(|r| r.goal(device).is_some()) {
+        let slot = newest.entry(&rollout.state.spec.model).or_insert(rollout);
+        if rollout.state.number > slot.state.number {
+            *slot = rollout;
+        }
+    }
+    newest.into_values().filter_map(|rollout| one_goal(device, rollout, rollouts)).collect()
+}
+
+fn one_goal(device: &DeviceId, rollout: &Rollout, rollouts: &[Rollout]) -> Option<DesiredModel> {
+    let bundle = rollout.goal(device)?;
+    let spec = &rollout.state.spec;
+    Some(DesiredModel {
+        model: spec.model.clone(),
+        version: bundle.version.clone(),
+        digest: bundle.digest,
+        rollout: Some(rollout.state.id.clone()),
+        policy: spec.policy.clone(),
+        rollback: rollout.members.get(device).is_some_and(|m| m.recalled.is_some()),
+        blocked: blocked(device, rollouts, &spec.model, &bundle.digest),
+        attempt: rollout.state.number, // a new rollout of a version lifts the device's own block of it
+    })
+}
+
+/// Digests that rollouts of the model rolled back on this device, newest first, but for the one it should run: who
+/// starts a new rollout of a version that was rolled back means it.
+fn blocked(device: &DeviceId, rollouts: &[Rollout], model: &ModelName, goal: &Digest) -> Vec<Digest> {
+    let mut bad: Vec<(u64, Digest)> = of_model(rollouts, model)
+        .filter(|r| r.state.is_blocked() && r.members.contains_key(device))
+        .map(|r| (r.state.number, r.state.target.digest))
+        .filter(|(_, digest)| digest != goal)
+        .collect();
+    bad.sort_unstable_by(|a, b| b.cmp(a));
+    bad.dedup_by_key(|(_, digest)| *digest);
+    bad.truncate(MAX_BLOCKED);
+    bad.into_iter().map(|(_, digest)| digest).collect()
+}
