@@ -15,6 +15,7 @@
 //! - [`compare`]: how far two sets of counts are apart (PSI, Jensen-Shannon, Hellinger, …)
 //! - [`evidence`]: whether that could be chance (e-values, Shiryaev-Roberts, e-BH, canaries of a small fleet)
 //! - [`verdict`]: both together, in words
+//! - [`sensor`]: faults that must be seen at once, reading by reading
 //!
 //! Deliberately absent: p-values on the raw data, sketches, and any statistic whose bins move with the data it
 //! judges.
@@ -24,6 +25,7 @@ pub mod bins;
 pub mod compare;
 pub mod evidence;
 pub mod fit;
+pub mod sensor;
 pub mod signal;
 pub mod verdict;
 pub mod window;

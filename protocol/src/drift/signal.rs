@@ -42,7 +42,7 @@ impl ImageSignal {
     /// when the pixels do not fill whole planes. NaN pixels give NaN, which is counted as a fault.
     pub fn of(pixels: &[f32], height: usize, width: usize) -> Option<Self> {
         let plane = height.checked_mul(width).filter(|p| *p > 0)?;
-        if pixels.is_empty() || pixels.len() % plane != 0 {
+        if pixels.is_empty() || !pixels.len().is_multiple_of(plane) {
             return None;
         }
         let n = pixels.len() as f64;
