@@ -211,8 +211,10 @@ pub struct SmallFleet {
 /// canaries against four controls bottom out at 1 in 15, whatever happens).
 ///
 /// The canaries' e-values are averaged: the mean is an e-value even though all canaries live through the same hour.
-/// Controls that changed by the same measure veto. The conclusion is about *these devices* only. `share` of the total
-/// error goes to this look: with eight statistics registered beforehand, pass `confidence` = 1 - 0.01 / 8.
+/// Controls that changed by the same measure veto. The conclusion is about *these devices* only. With eight statistics
+/// registered beforehand that share an error of 1 %, `confidence` is 1 - 0.01 / 8. Two versions have two baselines:
+/// statistics that are compared across the switch must have the same cells in both, as confidence and entropy always
+/// do.
 pub fn small_fleet(canaries: &[BeforeAfter], controls: &[BeforeAfter], confidence: f64) -> SmallFleet {
     let mean = |devices: &[BeforeAfter]| ln_mean(&devices.iter().map(BeforeAfter::ln_e).collect::<Vec<_>>());
     let (ln_e_canaries, ln_e_controls) = (mean(canaries), mean(controls));
