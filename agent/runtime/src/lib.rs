@@ -1,1 +1,40 @@
-//! (in progress)
+//! Loads, describes, runs and self-tests a model.
+//!
+//! The one place where a file from outside becomes a running model, so it is suspicious in layers: the document is
+//! screened for sizes that lie and files that nobody listed (`document`), the engine's panics are caught
+//! (`engine`), its tensors must be those of the manifest (`model`), and its answers those of the golden samples
+//! (`golden`). What no layer can stop (an abort, memory without end) is why callers load models in a child process.
+//!
+//! Used by the agent's serving child and by `plimsoll bundle pack`, so a model is packed by the code that serves it.
+
+mod convert;
+mod document;
+mod engine;
+mod error;
+pub mod features;
+mod golden;
+pub mod memory;
+mod model;
+mod proto;
+mod steps;
+mod tensor;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use document::{ExternalData, MAX_DOCUMENT_BYTES, MAX_NESTING, MAX_NODES};
+pub use engine::{
+    Description, Engine, PLANS_KEPT, Runtime, TensorInfo, TractRuntime, describe, describe_bytes,
+};
+pub use error::{RuntimeError, TensorError};
+pub use golden::{Difference, Mismatch, SelfTestReport, read_sample, record_golden, self_test};
+pub use model::Model;
+pub use proto::{MAX_TENSOR_FILE, decode_tensor, encode_tensor, read_tensor};
+pub use steps::{arg_max, softmax};
+pub use tensor::{Data, Tensor, element_count, f16_bits, f16_value};
+
+/// The architecture of this binary, as manifests name it: `x86_64`, `aarch64`, `armv7`.
+pub const fn architecture() -> &'static str {
+    if cfg!(target_arch = "arm") { "armv7" } else { std::env::consts::ARCH }
+}

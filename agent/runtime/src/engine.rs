@@ -1,0 +1,363 @@
+//! The engines behind this crate, and the one there is: tract.
+//!
+//! tract wants shapes when it plans. A model with a variable batch is planned once with the batch as a symbol, which
+//! keeps one copy of the packed weights; where tract cannot plan (or run) that, each combination of input shapes gets
+//! its own plan, and the last few are kept. tract has panicked on malformed models, so every call into it is caught;
+//! what cannot be caught (an abort, a stack overflow) is why models live in a child process.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use plimsoll_protocol::bundle::{DataType, MAX_ELEMENTS, SafePath};
+use serde::{Deserialize, Serialize};
+use tract_onnx::Onnx;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::{DimFact, Factoid, InferenceModelExt};
+use tract_onnx::tract_hir::internal::TractErrorContext;
+
+use crate::convert::{from_tract, our_datum_type, to_tract};
+use crate::document::{Document, ExternalData};
+use crate::error::{RuntimeError, TensorError};
+use crate::tensor::Tensor;
+
+/// Plans kept for a model that cannot be planned with a symbolic batch. Callers use one or two batch sizes; each
+/// plan holds a packed copy of the weights, so four is already four times the model.
+pub const PLANS_KEPT: usize = 4;
+
+/// An engine that opens models of one format.
+pub trait Runtime: Send + Sync {
+    /// For people and logs.
+    fn name(&self) -> &'static str;
+    /// Opens a model file; `external` says which files beside it may carry its weights.
+    fn open(&self, path: &Path, external: &ExternalData) -> Result<Box<dyn Engine>, RuntimeError>;
+}
+
+/// An opened model.
+pub trait Engine: Send + Sync {
+    /// What it takes and gives.
+    fn description(&self) -> &Description;
+    /// Runs it once. Inputs in the order of the description; outputs too.
+    fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, RuntimeError>;
+}
+
+/// What a model is, as far as its file tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// Inputs, in order.
+    pub inputs: Vec<TensorInfo>,
+    /// Outputs, in order.
+    pub outputs: Vec<TensorInfo>,
+    /// Version of each operator set it imports, by domain (`""` is `ai.onnx`).
+    pub opsets: BTreeMap<String, i64>,
+    /// How often it uses each operator.
+    pub operators: BTreeMap<String, u64>,
+    /// Files beside it that carry its weights.
+    pub external_data: BTreeSet<SafePath>,
+    /// Which tool exported it.
+    pub producer: String,
+}
+
+/// One input or output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorInfo {
+    /// Tensor name.
+    pub name: String,
+    /// Element type.
+    pub datatype: DataType,
+    /// Dimensions; -1 is variable.
+    pub shape: Vec<i64>,
+}
+
+/// ONNX models by tract.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TractRuntime;
+
+impl Runtime for TractRuntime {
+    fn name(&self) -> &'static str {
+        "tract"
+    }
+
+    fn open(&self, path: &Path, external: &ExternalData) -> Result<Box<dyn Engine>, RuntimeError> {
+        let document = Document::read(path, external)?;
+        caught("load the model", || TractEngine::open(document)).map(|e| Box::new(e) as Box<dyn Engine>)
+    }
+}
+
+/// Describes a model file that is being packed: external data may lie anywhere under its folder.
+pub fn describe(path: &Path) -> Result<Description, RuntimeError> {
+    TractRuntime.open(path, &ExternalData::Beside).map(|engine| engine.description().clone())
+}
+
+/// Describes a model in memory, whose weights are all inside.
+pub fn describe_bytes(bytes: &[u8]) -> Result<Description, RuntimeError> {
+    let document = Document::parse(bytes, "the model", None, &ExternalData::None)?;
+    caught("load the model", || TractEngine::open(document)).map(|engine| engine.description)
+}
+
+static ONNX: LazyLock<Onnx> = LazyLock::new(tract_onnx::onnx);
+
+/// Whether the engine has an operator of this name.
+pub(crate) fn knows_operator(name: &str) -> bool {
+    ONNX.op_register.0.contains_key(name)
+}
+
+type Plan = Arc<TypedRunnableModel>;
+
+struct TractEngine {
+    description: Description,
+    plans: Plans,
+}
+
+enum Plans {
+    /// One for all shapes.
+    Symbolic(Plan),
+    /// One for each combination of input shapes, the most recently used last.
+    PerShape { model: Box<InferenceModel>, kept: Mutex<Vec<(Vec<Vec<usize>>, Plan)>> },
+}
+
+impl TractEngine {
+    fn open(document: Document) -> Result<Self, RuntimeError> {
+        let parsed = ONNX.parse(&document.proto, document.folder.as_deref()).map_err(unsupported)?;
+        if let Some(name) = parsed.unresolved_inputs.first() {
+            return Err(RuntimeError::Refused(format!("a node reads {name:?}, which nothing produces")));
+        }
+        let mut model = parsed.model;
+        name_unknown_dimensions(&mut model).map_err(unsupported)?;
+        let declared = declared(&model, &document)?;
+        let mut description = Description {
+            inputs: declared.0,
+            outputs: Vec::new(),
+            opsets: document.opsets,
+            operators: document.operators,
+            external_data: document.external,
+            producer: format!("{} {}", document.proto.producer_name, document.proto.producer_version)
+                .trim()
+                .into(),
+        };
+        drop(document.proto); // a copy of all weights, not needed while the plan makes another
+        let unanalysed = model.clone(); // weights are shared, so this is the graph alone
+        match plan_symbolic(model, &document.output_names) {
+            Ok((plan, outputs)) => {
+                description.outputs = outputs;
+                Ok(Self { description, plans: Plans::Symbolic(plan) })
+            }
+            // A model of fixed shapes has no second way, nor has one that means harm.
+            Err(why) if description.is_fixed() || matches!(why, RuntimeError::Refused(_)) => Err(why),
+            Err(why) => {
+                // The second way must work for at least one batch, or the first reason stands.
+                let kept = Mutex::new(Vec::new());
+                description.outputs = declared.1.ok_or_else(|| RuntimeError::Unsupported(why.to_string()))?;
+                let this = Self { description, plans: Plans::PerShape { model: Box::new(unanalysed), kept } };
+                if this.runs_with(1) || this.runs_with(2) { Ok(this) } else { Err(why) }
+            }
+        }
+    }
+
+    /// Whether zeros with every variable dimension of this size get an answer.
+    fn runs_with(&self, size: usize) -> bool {
+        let zero = |info: &TensorInfo| {
+            let shape: Vec<usize> = info.shape.iter().map(|d| usize::try_from(*d).unwrap_or(size)).collect();
+            let width = info.datatype.width()?;
+            let bytes = vec![0; width * shape.iter().product::<usize>()];
+            Tensor::from_le_bytes(info.datatype, shape, &bytes).ok()
+        };
+        let zeros: Option<Vec<Tensor>> = self.description.inputs.iter().map(zero).collect();
+        zeros.is_some_and(|zeros| self.run(zeros).is_ok())
+    }
+
+    fn plan_for(&self, inputs: &[Tensor]) -> Result<Plan, RuntimeError> {
+        let (model, kept) = match &self.plans {
+            Plans::Symbolic(plan) => return Ok(plan.clone()),
+            Plans::PerShape { model, kept } => (model, kept),
+        };
+        let shapes: Vec<Vec<usize>> = inputs.iter().map(|t| t.shape().to_vec()).collect();
+        // Held while planning: two requests of a new shape should not both plan it. A panic while planning leaves
+        // the list as it was, so a poisoned lock is still good.
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = match kept.iter().position(|(s, _)| *s == shapes) {
+            Some(at) => kept.remove(at).1,
+            None => plan_for_shapes(model, &shapes).map_err(|e| {
+                RuntimeError::Run(format!("no plan for input shapes {shapes:?}: {}", words(&e)))
+            })?,
+        };
+        if kept.len() >= PLANS_KEPT {
+            kept.remove(0);
+        }
+        kept.push((shapes, plan.clone()));
+        Ok(plan)
+    }
+}
+
+impl Engine for TractEngine {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, RuntimeError> {
+        caught("run the model", || {
+            let plan = self.plan_for(&inputs)?;
+            let infos = self.description.inputs.iter();
+            let inputs = inputs
+                .into_iter()
+                .zip(infos)
+                .map(|(t, info)| to_tract(t).map_err(|why| TensorError::new(&info.name, why).into()))
+                .collect::<Result<TVec<TValue>, RuntimeError>>()?;
+            let outputs = plan.run(inputs).map_err(|e| RuntimeError::Run(words(&e)))?;
+            let infos = self.description.outputs.iter();
+            let named = |(t, info): (TValue, &TensorInfo)| {
+                from_tract(t).map_err(|why| RuntimeError::Run(format!("output {:?}: {why}", info.name)))
+            };
+            outputs.into_iter().zip(infos).map(named).collect()
+        })
+    }
+}
+
+impl Description {
+    /// Whether no input has a variable dimension.
+    pub fn is_fixed(&self) -> bool {
+        self.inputs.iter().all(|i| !i.shape.contains(&-1))
+    }
+}
+
+/// Gives every dimension that the file leaves open a symbol: the first of each input is the same batch for all.
+fn name_unknown_dimensions(model: &mut InferenceModel) -> TractResult<()> {
+    let batch = model.symbols.sym("plimsoll_batch");
+    for input in 0..model.inputs.len() {
+        let mut fact = model.input_fact(input)?.clone();
+        let dims: TVec<TDim> = fact
+            .shape
+            .dims()
+            .enumerate()
+            .map(|(axis, dim)| match (dim.concretize(), axis) {
+                (Some(known), _) => known,
+                (None, 0) => batch.clone().into(),
+                (None, _) => model.symbols.new_with_prefix("plimsoll_dim").into(),
+            })
+            .collect();
+        fact = fact.with_shape(dims);
+        model.set_input_fact(input, fact)?;
+    }
+    Ok(())
+}
+
+/// An intermediate result too large to be meant is refused by the node's name.
+fn refuse_huge_tensors(model: &InferenceModel) -> Result<(), RuntimeError> {
+    for node in &model.nodes {
+        for output in &node.outputs {
+            let dims = output.fact.shape.dims().filter_map(|d| d.concretize()?.to_i64().ok());
+            let elements = dims.map(|d| d.unsigned_abs().max(1)).fold(1u64, u64::saturating_mul);
+            if elements > MAX_ELEMENTS {
+                return Err(RuntimeError::Refused(format!(
+                    "node {:?} ({}) makes a tensor of {elements} elements; at most {MAX_ELEMENTS}",
+                    node.name,
+                    node.op.name()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Inputs as the file and the names given to its open dimensions say; outputs as the file says, when it says all.
+#[allow(clippy::type_complexity)] // two lists, read once
+fn declared(
+    model: &InferenceModel,
+    document: &Document,
+) -> Result<(Vec<TensorInfo>, Option<Vec<TensorInfo>>), RuntimeError> {
+    let info = |(at, name): (usize, &String)| {
+        let fact = model.input_fact(at).map_err(unsupported)?;
+        let kind = fact.datum_type.concretize();
+        let kind =
+            kind.ok_or_else(|| RuntimeError::Unsupported(format!("input {name:?} has no datatype")))?;
+        let datatype = our_datum_type(kind).map_err(RuntimeError::Unsupported)?;
+        let size = |d: &DimFact| d.concretize().and_then(|d| d.to_i64().ok()).unwrap_or(-1);
+        Ok(TensorInfo { name: name.clone(), datatype, shape: fact.shape.dims().map(size).collect() })
+    };
+    let inputs =
+        document.input_names.iter().enumerate().map(info).collect::<Result<Vec<_>, RuntimeError>>()?;
+    Ok((inputs, document.declared_outputs()))
+}
+
+/// One plan for all shapes and what it gives, proven by one run on zeros with every variable dimension 1.
+fn plan_symbolic(
+    mut model: InferenceModel,
+    outputs: &[String],
+) -> Result<(Plan, Vec<TensorInfo>), RuntimeError> {
+    let typed = caught("analyse the model", || {
+        model.analyse(false).map_err(unsupported)?;
+        refuse_huge_tensors(&model)?;
+        model.into_typed().map_err(unsupported)
+    })?;
+    let info = |(outlet, name): (&OutletId, &String)| {
+        let fact = typed.outlet_fact(*outlet).map_err(unsupported)?;
+        let datatype = our_datum_type(fact.datum_type)
+            .map_err(|why| RuntimeError::Unsupported(format!("output {name:?}: {why}")))?;
+        let shape = fact.shape.iter().map(|d| d.to_i64().unwrap_or(-1)).collect();
+        Ok(TensorInfo { name: name.clone(), datatype, shape })
+    };
+    let infos = typed.outputs.iter().zip(outputs).map(info).collect::<Result<Vec<_>, RuntimeError>>()?;
+    let plan = caught("plan the model", || {
+        typed.into_optimized().and_then(|model| model.into_runnable()).map_err(unsupported)
+    })?;
+    let inputs =
+        plan.model().inputs.iter().map(|o| plan.model().outlet_fact(*o)).collect::<TractResult<Vec<_>>>();
+    let inputs = inputs.map_err(unsupported)?;
+    if inputs.iter().any(|fact| fact.shape.as_concrete().is_none()) {
+        caught("run the model once", || {
+            let zero = |fact: &&TypedFact| {
+                let size = |d: &TDim| d.to_i64().map_or(1, |d| d.unsigned_abs() as usize);
+                let shape: TVec<usize> = fact.shape.iter().map(size).collect();
+                Ok(tract_onnx::prelude::Tensor::zero_dt(fact.datum_type, &shape)?.into_tvalue())
+            };
+            let zeros = inputs.iter().map(zero).collect::<TractResult<TVec<TValue>>>();
+            zeros.and_then(|zeros| plan.run(zeros)).map_err(unsupported)
+        })?;
+    }
+    Ok((plan, infos))
+}
+
+fn unsupported(error: TractError) -> RuntimeError {
+    RuntimeError::Unsupported(words(&error))
+}
+
+fn plan_for_shapes(model: &InferenceModel, shapes: &[Vec<usize>]) -> TractResult<Plan> {
+    let mut model = model.clone();
+    for (input, shape) in shapes.iter().enumerate() {
+        let datum_type =
+            model.input_fact(input)?.datum_type.concretize().context("the input's type is unknown")?;
+        model.set_input_fact(input, InferenceFact::dt_shape(datum_type, shape.clone()))?;
+    }
+    // What the file declares of inner tensors names the symbols, and would contradict the shapes now given.
+    let sources: BTreeSet<usize> = model.inputs.iter().map(|outlet| outlet.node).collect();
+    for node in model.nodes_mut().iter_mut().filter(|node| !sources.contains(&node.id)) {
+        for output in &mut node.outputs {
+            if output.fact.value.concretize().is_none() {
+                output.fact = InferenceFact::default();
+            }
+        }
+    }
+    model.into_optimized()?.into_runnable()
+}
+
+/// Runs a piece of the engine and turns its panic into an error.
+fn caught<T>(doing: &'static str, f: impl FnOnce() -> Result<T, RuntimeError>) -> Result<T, RuntimeError> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().cloned();
+        let why = text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(RuntimeError::Panicked { doing, why: why.unwrap_or_else(|| "no message".into()) })
+    })
+}
+
+/// An engine's error on one line: outermost first, cut where only internals follow.
+fn words(error: &TractError) -> String {
+    let mut text = format!("{error:#}").replace('\n', " ");
+    if text.len() > 500 {
+        let end = (0..=500).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
