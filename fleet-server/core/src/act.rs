@@ -191,7 +191,7 @@ pub fn act(
         (Action::Resume, Paused) => {
             next.status = Running;
             next.accepted_ms = Some(now_ms);
-            format!("resumed by {who}{because}; what failed until now is accepted")
+            format!("resumed by {who}{because}; failures until now are accepted")
         }
         (Action::Approve, WaitingForApproval) => {
             next.status = Running;
@@ -246,7 +246,14 @@ fn decided(
 ) -> Plan {
     next.epoch += 1;
     next.reason.clone_from(&text);
-    Plan { next, members, orders, decisions: vec![Decision { at_ms: now_ms, text }], reasons: Vec::new() }
+    Plan {
+        next,
+        members,
+        orders,
+        decisions: vec![Decision { at_ms: now_ms, text }],
+        reasons: Vec::new(),
+        changed: true,
+    }
 }
 
 fn refused(state: &RolloutState, action: Action, status: RolloutStatus) -> ActError {

@@ -4,7 +4,7 @@
 //! standing goal of its selector: a device that enrols a year later gets its version too, unless a newer rollout
 //! of the model has the device. Several models of one device share one document under one generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_protocol::wire::v1::{Desired, DesiredModel};
 use plimsoll_protocol::{DeviceId, Digest, Generation, ModelName, UnixMillis};
@@ -12,7 +12,7 @@ use plimsoll_protocol::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 use crate::planner::{self, Plan};
 use crate::rollout::{Bundle, Rollout};
 use crate::selector::{Attributes, Selector, SelectorError};
-use crate::view::{DeviceView, FleetView, JobView, Running};
+use crate::view::{DeviceView, FleetView, JobView, Now, Running};
 
 /// Most blocked versions that a desired document lists for one model: the newest; 16 x 64 digits is 1 KiB.
 pub const MAX_BLOCKED: usize = 16;
@@ -30,16 +30,27 @@ pub struct Facts {
     pub jobs: BTreeMap<ModelName, Vec<JobView>>,
 }
 
-/// One tick: the plan of every rollout that may still act. `rollouts` in the order of their numbers. Plans that
-/// change nothing ([`Plan::is_quiet`]) are left out.
+/// One tick: the plan of every rollout that may still act, newest first, so that a device that matches two goes to
+/// the newer. Plans that change nothing ([`Plan::is_quiet`]) are left out.
 pub fn tick(
     devices: &BTreeMap<DeviceId, Facts>,
     rollouts: &[Rollout],
-    now_ms: UnixMillis,
+    now: impl Into<Now>,
 ) -> Result<Vec<Plan>, SelectorError> {
+    let now = now.into();
+    let mut open: Vec<&Rollout> = rollouts.iter().filter(|r| r.state.is_open()).collect();
+    open.sort_unstable_by_key(|r| std::cmp::Reverse(r.state.number));
+    let mut taken: BTreeSet<(ModelName, DeviceId)> = BTreeSet::new();
     let mut plans = Vec::new();
-    for rollout in rollouts.iter().filter(|r| r.state.is_open()) {
-        let plan = planner::plan(&view(devices, rollouts, rollout)?, rollout, now_ms);
+    for rollout in open {
+        let mut view = view(devices, rollouts, rollout)?;
+        for (_, device) in taken.iter().filter(|(model, _)| *model == rollout.state.spec.model) {
+            if let Some(seen) = view.devices.get_mut(device) {
+                seen.matches = false;
+            }
+        }
+        let plan = planner::plan(&view, rollout, now);
+        taken.extend(plan.orders.iter().map(|o| (o.model.clone(), o.device.clone())));
         if !plan.is_quiet() {
             plans.push(plan);
         }
@@ -65,7 +76,10 @@ pub fn view(
             matches: selector.matches(&facts.attributes) && !newer(device),
             online: facts.online,
             running: facts.running.get(model).cloned(),
-            standing: goal(others.iter().copied(), device).cloned(),
+            standing: standing(&others, device),
+            distrusted: facts.running.get(model).is_some_and(|r| {
+                others.iter().any(|o| o.state.is_blocked() && o.state.target.digest == r.bundle.digest)
+            }),
             job: newest_job(facts, rollout),
             back: knows_of_recall(facts, rollout),
         };
@@ -90,11 +104,10 @@ fn knows_of_recall(facts: &Facts, rollout: &Rollout) -> bool {
     facts.jobs.get(&rollout.state.spec.model).is_some_and(|jobs| jobs.iter().any(about_another))
 }
 
-fn goal<'a>(rollouts: impl Iterator<Item = &'a Rollout>, device: &DeviceId) -> Option<&'a Bundle> {
-    rollouts
-        .filter_map(|r| r.goal(device).map(|g| (r.state.number, g)))
-        .max_by_key(|(n, _)| *n)
-        .map(|(_, g)| g)
+/// What the newest of `rollouts` that has something to say proved on the device, or left it with.
+fn standing(rollouts: &[&Rollout], device: &DeviceId) -> Option<Bundle> {
+    let proven = rollouts.iter().filter_map(|r| r.proven(device).map(|bundle| (r.state.number, bundle)));
+    proven.max_by_key(|(number, _)| *number).map(|(_, bundle)| bundle.clone())
 }
 
 /// The document that `device` should have, when it is not the one that is stored: `None` means that nothing is to

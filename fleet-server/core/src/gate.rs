@@ -10,9 +10,10 @@
 //!   whether the next stage starts. One failed of two canaries is such a case (3.96 % at a limit of 2 %).
 //! - **pass**.
 //!
-//! One plain rule stands beside the proof, because one to three devices cannot prove much: a rollout that no device
-//! has come through and at least one has failed is stopped. On a version at a limit of 2 % that is wrong for
-//! 1 canary in 50, for 2 canaries 1 time in 2,500, for 3 one time in 125,000; and it costs one canary.
+//! One plain rule stands beside the proof, because one to three devices cannot prove much: when everyone has answered
+//! and no device came through, it is stopped; in the first stage after one failure, in a later one after two. On a
+//! version at a limit of 2 % that is wrong for 1 single canary in 50, for 2 devices 1 time in 2,500, for 3 one time
+//! in 125,000; and it costs one small stage.
 //!
 //! Shares divide by devices that answered. Until they have, those under way count as if they will turn out well:
 //! failures come faster than passed trials, and five early failures among 500 devices still on trial are not
@@ -96,12 +97,13 @@ pub struct Reading {
     pub text: String,
 }
 
-/// What the two gates say of all devices ordered so far.
-pub fn judge(gate: &GateSpec, tally: &Tally) -> Vec<Reading> {
+/// What the two gates say of all devices ordered so far (`tally`), those of the open stage (`open`) among them.
+pub fn judge(gate: &GateSpec, tally: &Tally, open: &Tally) -> Vec<Reading> {
     let failed = Share {
         gate: "failed",
         verb: "failed",
         bad: tally.failed,
+        bad_in_stage: open.failed,
         of: tally.answered(),
         whom: "that answered",
         limit_percent: gate.max_failed_percent,
@@ -110,11 +112,12 @@ pub fn judge(gate: &GateSpec, tally: &Tally) -> Vec<Reading> {
         gate: "silent",
         verb: "went silent after the order",
         bad: tally.silent,
+        bad_in_stage: open.silent,
         of: tally.answered() + tally.silent,
         whom: "reached",
         limit_percent: gate.max_silent_percent,
     };
-    vec![failed.judge(gate, tally), silent.judge(gate, tally)]
+    vec![failed.judge(gate, tally, open), silent.judge(gate, tally, open)]
 }
 
 /// The most severe reading; of several the first.
@@ -126,18 +129,19 @@ struct Share {
     gate: &'static str,
     verb: &'static str,
     bad: u64,
+    bad_in_stage: u64,
     of: u64,
     whom: &'static str,
     limit_percent: f64,
 }
 
 impl Share {
-    fn judge(&self, gate: &GateSpec, tally: &Tally) -> Reading {
-        let (verdict, text) = self.verdict(gate, tally);
+    fn judge(&self, gate: &GateSpec, tally: &Tally, open: &Tally) -> Reading {
+        let (verdict, text) = self.verdict(gate, tally, open);
         Reading { gate: self.gate.to_owned(), verdict, text }
     }
 
-    fn verdict(&self, gate: &GateSpec, tally: &Tally) -> (Verdict, String) {
+    fn verdict(&self, gate: &GateSpec, tally: &Tally, open: &Tally) -> (Verdict, String) {
         let counted = format!("{} of {} {} {}", self.bad, devices(self.of), self.whom, self.verb);
         if self.bad == 0 {
             return (Verdict::Pass, counted);
@@ -146,6 +150,9 @@ impl Share {
         let settled = tally.under_way == 0;
         if settled && tally.active == 0 {
             return (Verdict::Breach, format!("{counted}, and no device has come through"));
+        }
+        if open.under_way == 0 && open.active == 0 && self.bad_in_stage >= 2 {
+            return (Verdict::Breach, format!("{counted}, and no device of the last stage has come through"));
         }
         let alpha = budget(gate);
         let n = self.of + tally.under_way;
@@ -161,7 +168,7 @@ impl Share {
             );
             return (Verdict::Breach, text);
         }
-        let chance = stats::tail(limit, self.bad, self.of);
+        let chance = stats::tail(limit, self.bad, n);
         if chance < DOUBT {
             let text = format!(
                 "{counted}; a version at the limit of {} does so with a chance of {}: too few devices for proof, \
@@ -220,7 +227,7 @@ mod tests {
     }
 
     fn check(tally: Tally, expect: Verdict) {
-        let readings = judge(&GateSpec::default(), &tally);
+        let readings = judge(&GateSpec::default(), &tally, &tally);
         let worst = worst(&readings).unwrap();
         assert_eq!(worst.verdict, expect, "{tally:?}: {}", worst.text);
     }
@@ -257,7 +264,7 @@ mod tests {
         let tally = Tally { active: 1, failed: 9, away: 90, ..Tally::default() };
         check(tally, Verdict::Breach);
         let gate = GateSpec { max_failed_percent: 10.0, ..GateSpec::default() };
-        assert_eq!(judge(&gate, &tally)[0].verdict, Verdict::Breach);
+        assert_eq!(judge(&gate, &tally, &tally)[0].verdict, Verdict::Breach);
     }
 
     #[test]
@@ -269,13 +276,22 @@ mod tests {
     }
 
     #[test]
+    fn a_later_stage_stops_when_two_of_two_fail_and_asks_when_one_of_one_does() {
+        let verdict =
+            |all: Tally, open: Tally| worst(&judge(&GateSpec::default(), &all, &open)).map(|r| r.verdict);
+        assert_eq!(verdict(tally(2, 2, 0), tally(0, 2, 0)), Some(Verdict::Breach));
+        assert_eq!(verdict(tally(2, 2, 0), tally(1, 1, 0)), Some(Verdict::Doubt));
+        assert_eq!(verdict(tally(1, 1, 0), tally(0, 1, 0)), Some(Verdict::Doubt));
+    }
+
+    #[test]
     fn what_a_person_accepted_counts_for_no_gate() {
         check(Tally { active: 1, accepted: 50, ..Tally::default() }, Verdict::Pass);
     }
 
     #[test]
     fn the_words_carry_the_numbers() {
-        let readings = judge(&GateSpec::default(), &tally(43, 7, 0));
+        let readings = judge(&GateSpec::default(), &tally(43, 7, 0), &tally(43, 7, 0));
         assert!(
             readings[0]
                 .text

@@ -8,7 +8,7 @@ use plimsoll_protocol::UnixMillis;
 use plimsoll_protocol::wire::v1::JobPhase;
 
 use crate::rollout::{Answer, Member, RolloutState};
-use crate::view::{DeviceView, JobView};
+use crate::view::{DeviceView, JobView, Now};
 
 /// A device that is connected and has reported a phase gets this many times `silent_after_s` for it, since it is
 /// plainly alive: with the default of 15 minutes an hour, in which 100 MB come through a line of 220 kbit/s.
@@ -50,21 +50,16 @@ pub enum Outcome {
 }
 
 /// Where the order of `member` stands. `seen` is `None` for a device that is no longer in the fleet.
-pub fn outcome(
-    state: &RolloutState,
-    member: &Member,
-    seen: Option<&DeviceView>,
-    now_ms: UnixMillis,
-) -> Outcome {
+pub fn outcome(state: &RolloutState, member: &Member, seen: Option<&DeviceView>, now: Now) -> Outcome {
     let Some(seen) = seen else { return Outcome::Gone };
-    if let Some(answer) = answer(state, member, seen, now_ms) {
+    if let Some(answer) = answer(state, member, seen, now.ms) {
         return match answer.phase {
             JobPhase::Active => Outcome::Active { at_ms: answer.at_ms },
             JobPhase::NotApplicable => Outcome::NotApplicable,
             _ => Outcome::Failed { at_ms: answer.at_ms, reason: answer.reason },
         };
     }
-    without_answer(state, member, seen, now_ms)
+    without_answer(state, member, seen, now)
 }
 
 /// The end of the order: the newest that the device shows, else the one remembered. "Active" holds only as long as
@@ -102,11 +97,12 @@ fn current_job<'a>(state: &RolloutState, member: &Member, seen: &'a DeviceView) 
     })
 }
 
-fn without_answer(state: &RolloutState, member: &Member, seen: &DeviceView, now_ms: UnixMillis) -> Outcome {
+fn without_answer(state: &RolloutState, member: &Member, seen: &DeviceView, now: Now) -> Outcome {
     let Some(reached_ms) = member.reached_ms else { return Outcome::Away };
     let job = current_job(state, member, seen).filter(|j| !j.phase.is_end());
     let phase = job.map(|j| j.phase);
-    let last_ms = job.map_or(reached_ms, |j| j.at_ms.clamp(reached_ms, now_ms.max(reached_ms)));
+    let last_ms =
+        now.heard_from(job.map_or(reached_ms, |j| j.at_ms.clamp(reached_ms, now.ms.max(reached_ms))));
     let silent_ms = i64::from(state.spec.gate.silent_after_s) * 1_000;
     let allowed_ms = match phase {
         Some(JobPhase::Waiting) if seen.online => return Outcome::UnderWay { phase, until_ms: None },
@@ -116,7 +112,7 @@ fn without_answer(state: &RolloutState, member: &Member, seen: &DeviceView, now_
     };
     let until_ms = last_ms.saturating_add(allowed_ms);
     match phase {
-        _ if now_ms < until_ms => Outcome::UnderWay { phase, until_ms: Some(until_ms) },
+        _ if now.ms < until_ms => Outcome::UnderWay { phase, until_ms: Some(until_ms) },
         Some(JobPhase::Waiting) => Outcome::Away,
         _ => Outcome::Silent { since_ms: until_ms },
     }

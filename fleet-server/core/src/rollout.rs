@@ -137,6 +137,13 @@ impl Rollout {
         self.members.extend(plan.members.iter().map(|(device, member)| (device.clone(), member.clone())));
     }
 
+    /// What this rollout proved on `device`, or what the device had before it.
+    pub fn proven(&self, device: &DeviceId) -> Option<&Bundle> {
+        let member = self.members.get(device)?;
+        let active = member.answer.as_ref().is_some_and(|a| a.phase == JobPhase::Active);
+        if active && member.recalled.is_none() { Some(&self.state.target) } else { member.previous.as_ref() }
+    }
+
     /// What `device` should run as far as this rollout is concerned; `None` when it has no say.
     pub fn goal(&self, device: &DeviceId) -> Option<&Bundle> {
         let member = self.members.get(device)?;

@@ -164,24 +164,28 @@ impl ValidSpec {
         };
         let seen = reach(before_last, fleet);
         let mut warnings = Vec::new();
-        for (what, limit) in [("failed", gate.max_failed_percent), ("silent", gate.max_silent_percent)] {
+        let limits = if gate.max_failed_percent == gate.max_silent_percent {
+            vec![("failed or silent", gate.max_failed_percent)]
+        } else {
+            vec![("failed", gate.max_failed_percent), ("silent", gate.max_silent_percent)]
+        };
+        for (what, limit) in limits {
             let bad = limit + REGRESSION_POINTS;
             let needed = devices_to_see(limit, bad, alpha);
             let Some(needed) = needed.filter(|n| *n > seen) else { continue };
             let able = match gate::fewest_to_breach(limit, seen, alpha) {
-                Some(k) => format!("stop at {k} of {seen}"),
-                None => "stop only if none comes through".to_owned(),
+                Some(k) => format!("stops it at {k} of {seen} {what}"),
+                None => "stops it only if none comes through".to_owned(),
             };
             warnings.push(format!(
-                "the gate on {what} devices: before the last stage at most {} answer, and they {able}; a version \
-                 with {} {what} would be stopped there by about {}",
+                "before the last stage {} have the version, and the gate {able}; to stop one with {} {what} there, \
+                 about {} would do",
                 gate::devices(seen), gate::percent(bad), gate::devices(needed),
             ));
         }
         if u64::from(gate.min_sample) > seen {
             warnings.push(format!(
-                "gate.min_sample is {}, but only {} have the version before the last stage: they are judged when all \
-                 of them have answered",
+                "gate.min_sample is {}, but {} at most answer before the last stage: judged when all of them have",
                 gate.min_sample, gate::devices(seen),
             ));
         }

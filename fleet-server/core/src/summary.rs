@@ -9,23 +9,24 @@ use crate::outcome::{self, Outcome};
 use crate::planner::{self, Census, duration, holding};
 use crate::rollout::{Member, Rollout};
 use crate::spec::{reach, stage_name};
-use crate::view::FleetView;
+use crate::view::{FleetView, Now};
 
 /// One a stage of the spec, started or not.
-pub fn stage_infos(view: &FleetView, rollout: &Rollout, now_ms: UnixMillis) -> Vec<StageInfo> {
-    let census = planner::census(view, rollout, now_ms);
+pub fn stage_infos(view: &FleetView, rollout: &Rollout, now: impl Into<Now>) -> Vec<StageInfo> {
+    let now = now.into();
+    let census = planner::census(view, rollout, now);
     let waiting =
         view.devices.iter().filter(|(d, s)| s.matches && !rollout.members.contains_key(*d)).count() as u64;
     let spec = &rollout.state.spec;
     (0..spec.stages.len())
         .map(|stage| match rollout.state.stages.get(stage) {
-            Some(_) => started(rollout, &census, stage, now_ms),
+            Some(_) => started(rollout, &census, stage, now),
             None => ahead(rollout, &census, stage, waiting),
         })
         .collect()
 }
 
-fn started(rollout: &Rollout, census: &Census, stage: usize, now_ms: UnixMillis) -> StageInfo {
+fn started(rollout: &Rollout, census: &Census, stage: usize, now: Now) -> StageInfo {
     let counts = census.stages.get(stage).cloned().unwrap_or_default();
     let tally = counts.tally;
     let ordered = tally.filling() + tally.not_applicable;
@@ -33,7 +34,7 @@ fn started(rollout: &Rollout, census: &Census, stage: usize, now_ms: UnixMillis)
     let is_last = rollout.state.is_last(stage);
     let unfilled = if is_last { 0 } else { places.saturating_sub(tally.filling()) };
     let done = rollout.state.stages.get(stage).is_some_and(|s| s.done_ms.is_some());
-    let held = if done { None } else { holding(&rollout.state, stage, &counts, unfilled, now_ms) };
+    let held = if done { None } else { holding(&rollout.state, stage, &counts, unfilled, now) };
     let busy = tally.under_way + tally.away > 0 || unfilled > 0;
     let state = match (done, busy, rollout.state.status) {
         (true, ..) => "done",
@@ -80,9 +81,17 @@ fn ahead(rollout: &Rollout, census: &Census, stage: usize, waiting: u64) -> Stag
     }
 }
 
+/// What the rollout waits for at this instant, in words; `None` when it has ended or nothing holds it.
+pub fn waiting(view: &FleetView, rollout: &Rollout, now: impl Into<Now>) -> Option<String> {
+    let reasons = planner::plan(view, rollout, now).reasons;
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
 /// Why `device` has what it has, or does not have it yet, in words. `None` when the rollout has nothing to do
 /// with it.
-pub fn why(view: &FleetView, rollout: &Rollout, device: &DeviceId, now_ms: UnixMillis) -> Option<String> {
+pub fn why(view: &FleetView, rollout: &Rollout, device: &DeviceId, now: impl Into<Now>) -> Option<String> {
+    let now = now.into();
+    let now_ms = now.ms;
     let seen = view.devices.get(device);
     let version = &rollout.state.target.version;
     let Some(member) = rollout.members.get(device) else {
@@ -93,7 +102,7 @@ pub fn why(view: &FleetView, rollout: &Rollout, device: &DeviceId, now_ms: UnixM
     if member.recalled.is_some() {
         return Some(recalled(rollout, member));
     }
-    Some(match outcome::outcome(&rollout.state, member, seen, now_ms) {
+    Some(match outcome::outcome(&rollout.state, member, seen, now) {
         Outcome::Active { .. } => format!("runs {version} since {stage}"),
         Outcome::Failed { reason, .. } => {
             format!("{version} failed here: {}", reason.as_deref().unwrap_or("the device gave no reason"))

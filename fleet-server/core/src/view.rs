@@ -9,6 +9,31 @@ use plimsoll_protocol::{DeviceId, Digest, UnixMillis};
 use crate::gate::Reading;
 use crate::rollout::Bundle;
 
+/// The instant of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Server time.
+    pub ms: UnixMillis,
+    /// Since when the server has been able to hear devices without a gap. Nobody is called silent for a time in
+    /// which the server itself was down. To be derived from a monotonic clock (`ms` minus the time since the
+    /// listeners opened), so that a jump of the wall clock does not look like silence.
+    pub listening_since_ms: UnixMillis,
+}
+
+impl Now {
+    /// The later of `ms` and the time at which the server began to listen.
+    pub(crate) fn heard_from(&self, ms: UnixMillis) -> UnixMillis {
+        ms.max(self.listening_since_ms.min(self.ms))
+    }
+}
+
+/// A server that has always been listening.
+impl From<UnixMillis> for Now {
+    fn from(ms: UnixMillis) -> Self {
+        Self { ms, listening_since_ms: UnixMillis::MIN }
+    }
+}
+
 /// All devices, as one rollout sees them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FleetView {
@@ -28,9 +53,11 @@ pub struct DeviceView {
     pub online: bool,
     /// What it runs for the model, from the newest of its reports.
     pub running: Option<Running>,
-    /// What it should run for the model by the goals of all other rollouts: where it goes back to when it runs
-    /// nothing proven.
+    /// What other rollouts of the model have proven on it or left it with: where it goes back to when what it runs
+    /// cannot be trusted.
     pub standing: Option<Bundle>,
+    /// What it runs was rolled back by another rollout: nothing to go back to.
+    pub distrusted: bool,
     /// The newest report about an order of this rollout's digest.
     pub job: Option<JobView>,
     /// It has reported about another digest under this rollout: it knows of a recall.

@@ -9,13 +9,15 @@ use crate::cohort;
 use crate::gate::{self, Reading, Verdict, devices};
 use crate::rollout::StageState;
 use crate::spec::{reach, stage_name};
+use crate::view::Now;
 
 /// Names listed in a decision; the others are counted.
 const NAMED: usize = 5;
 
 pub(super) fn advance(work: &mut Work<'_>) {
     let census = work.census();
-    let mut readings = gate::judge(&work.next.spec.gate, &census.all);
+    let open = census.stages.last().map(|s| s.tally).unwrap_or_default();
+    let mut readings = gate::judge(&work.next.spec.gate, &census.all, &open);
     readings.extend(work.view.readings.iter().cloned());
     let worst = gate::worst(&readings).cloned();
     if let Some(breach) = worst.as_ref().filter(|r| r.verdict == Verdict::Breach) {
@@ -90,7 +92,7 @@ fn serve(work: &mut Work<'_>, stage: usize, census: &Census, doubt: Option<Readi
 
 /// Why a stage is not done, in words; `None` when it is.
 pub(super) fn hold(work: &Work<'_>, stage: usize, counts: &StageCensus, unfilled: u64) -> Option<String> {
-    holding(&work.next, stage, counts, unfilled, work.now_ms)
+    holding(&work.next, stage, counts, unfilled, work.now)
 }
 
 /// Why `stage` is not done, in words; `None` when it is. `unfilled` of its places have no device.
@@ -99,7 +101,7 @@ pub(crate) fn holding(
     stage: usize,
     counts: &StageCensus,
     unfilled: u64,
-    now_ms: i64,
+    now: Now,
 ) -> Option<String> {
     let opened = state.stages.get(stage)?;
     let tally = &counts.tally;
@@ -108,7 +110,9 @@ pub(crate) fn holding(
     if tally.under_way > 0 {
         return Some(format!("{} active, {} under way", of(tally.active), tally.under_way));
     }
-    let patient_until_ms = counts.last_ordered_ms.unwrap_or(opened.opened_ms).saturating_add(patience_ms);
+    let now_ms = now.ms;
+    let last_ordered_ms = counts.last_ordered_ms.unwrap_or(opened.opened_ms);
+    let patient_until_ms = now.heard_from(last_ordered_ms).saturating_add(patience_ms);
     if tally.away > 0 && now_ms < patient_until_ms {
         return Some(format!(
             "{} active; {} not connected since the order, waited for {} more",
@@ -117,7 +121,7 @@ pub(crate) fn holding(
             duration(patient_until_ms - now_ms),
         ));
     }
-    let fill_until_ms = opened.opened_ms.saturating_add(patience_ms);
+    let fill_until_ms = now.heard_from(opened.opened_ms).saturating_add(patience_ms);
     if unfilled > 0 && (now_ms < fill_until_ms || tally.filling() == 0) {
         return Some(format!(
             "{} of {} places filled; no other matching device is connected",
@@ -221,15 +225,16 @@ fn start(work: &mut Work<'_>, stage: usize, census: &Census, doubt: Option<Strin
     let in_fleet = census.all.filling();
     let fleet = in_fleet + work.candidates().count() as u64;
     let last = work.next.is_last(stage);
-    if !work.candidates().any(|(_, seen)| last || seen.online)
-        && (fleet == in_fleet && in_fleet == 0 || !last && fleet > in_fleet)
-    {
-        let why = if fleet == 0 { "no device matches" } else { "no matching device is connected" };
-        work.because(format!("{name} has not started: {why}"));
+    let places = reach(&spec, fleet).saturating_sub(in_fleet);
+    if fleet == 0 {
+        work.because(format!("{name} has not started: no device matches"));
+        return;
+    }
+    if !last && places > 0 && !work.candidates().any(|(_, seen)| seen.online) {
+        work.because(format!("{name} has not started: no matching device without the version is connected"));
         return;
     }
     work.next.status = RolloutStatus::Running;
-    let places = reach(&spec, fleet).saturating_sub(in_fleet);
     work.next.stages.push(StageState { places, opened_ms: work.now_ms, done_ms: None });
     let new = fill(work, stage, if last { u64::MAX } else { places });
     let text = if new.is_empty() {

@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 
 use plimsoll_protocol::api::{Decision, RolloutStatus};
 use plimsoll_protocol::ids::RolloutId;
-use plimsoll_protocol::{DeviceId, ModelName, UnixMillis};
+use plimsoll_protocol::{DeviceId, ModelName};
 
 use crate::rollout::{Bundle, Member, Rollout, RolloutState};
-use crate::view::FleetView;
+use crate::view::{FleetView, Now};
 
 pub(crate) use advance::{duration, holding};
 pub use work::{Census, StageCensus, census};
@@ -37,6 +37,8 @@ pub struct Plan {
     pub decisions: Vec<Decision>,
     /// Why nothing more happens now, in words. Not stored; it may change with every tick.
     pub reasons: Vec<String>,
+    /// Whether `next` or `members` differ from what is stored.
+    pub changed: bool,
 }
 
 /// One device is told to run one version. The document it gets is [`crate::fleet::desired`].
@@ -57,13 +59,13 @@ pub struct Order {
 impl Plan {
     /// Whether there is nothing to store and nobody to tell.
     pub fn is_quiet(&self) -> bool {
-        self.members.is_empty() && self.orders.is_empty() && self.decisions.is_empty()
+        !self.changed && self.orders.is_empty() && self.decisions.is_empty()
     }
 }
 
 /// The plan of one rollout at one instant.
-pub fn plan(view: &FleetView, rollout: &Rollout, now_ms: UnixMillis) -> Plan {
-    let mut work = work::Work::new(view, rollout, now_ms);
+pub fn plan(view: &FleetView, rollout: &Rollout, now: impl Into<Now>) -> Plan {
+    let mut work = work::Work::new(view, rollout, now.into());
     match rollout.state.status {
         RolloutStatus::RolledBack | RolloutStatus::Aborted | RolloutStatus::Superseded => {}
         RolloutStatus::RollingBack => {

@@ -101,6 +101,6 @@ fn returning(work: &Work<'_>, device: &DeviceId, member: &Member, recall: &Recal
     }
     let silent_ms = i64::from(work.next.spec.gate.silent_after_s) * 1_000;
     let allowed_ms = if seen.online && runs_it { silent_ms * ALIVE_FACTOR } else { silent_ms };
-    let since_ms = recall.reached_ms.unwrap_or(recall.at_ms);
+    let since_ms = work.now.heard_from(recall.reached_ms.unwrap_or(recall.at_ms));
     if work.now_ms < since_ms.saturating_add(allowed_ms) { Returning::UnderWay } else { Returning::Silent }
 }

@@ -9,7 +9,7 @@ use super::{Order, Plan};
 use crate::gate::Tally;
 use crate::outcome::{self, Outcome};
 use crate::rollout::{Bundle, Member, Recall, Rollout, RolloutState};
-use crate::view::{DeviceView, FleetView};
+use crate::view::{DeviceView, FleetView, Now};
 
 pub(super) struct Work<'a> {
     pub view: &'a FleetView,
@@ -19,6 +19,7 @@ pub(super) struct Work<'a> {
     orders: Vec<Order>,
     decisions: Vec<Decision>,
     reasons: Vec<String>,
+    pub now: Now,
     pub now_ms: UnixMillis,
 }
 
@@ -43,22 +44,22 @@ pub struct StageCensus {
 }
 
 /// Counts `rollout`'s members by stage and outcome.
-pub fn census(view: &FleetView, rollout: &Rollout, now_ms: UnixMillis) -> Census {
-    count(&rollout.state, view, rollout.members.iter(), now_ms)
+pub fn census(view: &FleetView, rollout: &Rollout, now: impl Into<Now>) -> Census {
+    count(&rollout.state, view, rollout.members.iter(), now.into())
 }
 
 fn count<'m>(
     state: &RolloutState,
     view: &FleetView,
     members: impl Iterator<Item = (&'m DeviceId, &'m Member)>,
-    now_ms: UnixMillis,
+    now: Now,
 ) -> Census {
     let mut stages = vec![StageCensus::default(); state.stages.len()];
     for (device, member) in members {
         let Some(stage) = stages.get_mut(member.stage) else { continue };
         stage.last_ordered_ms = stage.last_ordered_ms.max(Some(member.ordered_ms));
         let accepted = |at_ms: UnixMillis| state.accepted_ms.is_some_and(|until| at_ms <= until);
-        let slot = match outcome::outcome(state, member, view.devices.get(device), now_ms) {
+        let slot = match outcome::outcome(state, member, view.devices.get(device), now) {
             Outcome::Active { at_ms } => {
                 stage.last_active_ms = stage.last_active_ms.max(Some(at_ms));
                 &mut stage.tally.active
@@ -80,7 +81,7 @@ fn count<'m>(
 }
 
 impl<'a> Work<'a> {
-    pub fn new(view: &'a FleetView, before: &'a Rollout, now_ms: UnixMillis) -> Self {
+    pub fn new(view: &'a FleetView, before: &'a Rollout, now: Now) -> Self {
         Self {
             view,
             before,
@@ -89,7 +90,8 @@ impl<'a> Work<'a> {
             orders: Vec::new(),
             decisions: Vec::new(),
             reasons: Vec::new(),
-            now_ms,
+            now,
+            now_ms: now.ms,
         }
     }
 
@@ -122,11 +124,11 @@ impl<'a> Work<'a> {
     }
 
     pub fn census(&self) -> Census {
-        count(&self.next, self.view, self.members(), self.now_ms)
+        count(&self.next, self.view, self.members(), self.now)
     }
 
     pub fn outcome(&self, device: &DeviceId, member: &Member) -> Outcome {
-        outcome::outcome(&self.next, member, self.view.devices.get(device), self.now_ms)
+        outcome::outcome(&self.next, member, self.view.devices.get(device), self.now)
     }
 
     /// Matching devices without an order.
@@ -195,7 +197,8 @@ impl<'a> Work<'a> {
     }
 
     pub fn finish(mut self) -> Plan {
-        if self.next != self.before.state || !self.changed.is_empty() {
+        let changed = self.next != self.before.state || !self.changed.is_empty();
+        if changed {
             self.next.epoch = self.before.state.epoch + 1;
         }
         Plan {
@@ -204,14 +207,15 @@ impl<'a> Work<'a> {
             orders: self.orders,
             decisions: self.decisions,
             reasons: self.reasons,
+            changed,
         }
     }
 }
 
-/// Where a device goes back to: what it runs with a passed trial, else its standing goal, else what it runs at all;
-/// nothing when that is the target itself, which it then had before this rollout.
+/// Where a device goes back to: what it runs with a passed trial, else what older rollouts left it with, else what
+/// it runs at all. Never to a version that was rolled back, and nowhere when it ran the target before this rollout.
 fn previous(seen: &DeviceView, target: &Bundle) -> Option<Bundle> {
-    let running = seen.running.as_ref();
+    let running = seen.running.as_ref().filter(|_| !seen.distrusted);
     let proven = running.filter(|r| r.trial_passed).map(|r| &r.bundle);
     let any = proven.or(seen.standing.as_ref()).or(running.map(|r| &r.bundle));
     any.filter(|b| b.digest != target.digest).cloned()
