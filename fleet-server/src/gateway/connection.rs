@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::dashboard::Dashboard;
 use super::device::Device;
-use super::handler::{Notice, Refused};
+use super::handler::Refused;
 use super::packets::{Goodbye, Refusal};
 use super::registry::Kick;
 use super::session::{Broken, Connect, Session, Step};
@@ -144,7 +144,7 @@ async fn greet(
     let role = match seat(shared, link, door, &connect, peer) {
         Ok(role) => role,
         Err((refusal, refused)) => {
-            shared.handler.notice(Notice::Refused(refused));
+            shared.refused(refused);
             link.session.refuse(refusal);
             return Err(End::Refused);
         }
@@ -219,6 +219,9 @@ async fn converse(link: &mut Link, role: &mut Role, rest: Vec<u8>, silence: Dura
 impl Role {
     /// Takes what the peer sent; whether a whole packet was among it.
     async fn received(&mut self, link: &mut Link, bytes: &[u8]) -> Result<bool, End> {
+        if let Self::Dashboard(dashboard) = self {
+            dashboard.check_token()?;
+        }
         let mut input = Cursor::new(bytes);
         let mut whole = false;
         while let Some(step) = link.session.next(&mut input).map_err(End::Broken)? {

@@ -10,7 +10,7 @@ use super::Shared;
 use super::access::DashboardFilter;
 use super::connection::{Admission, End, Link, MAX_REFUSALS, cut};
 use super::device::refuse_publish;
-use super::handler::{Notice, Refused};
+use super::handler::Refused;
 use super::packets::Refusal;
 use super::registry::Said;
 use super::session::{Connect, Delivery, Publish, Session, Subscribe};
@@ -21,6 +21,8 @@ const MESSAGES_A_WRITE: usize = 64;
 /// A dashboard's side of its connection.
 pub(super) struct Dashboard {
     tenant: TenantId,
+    /// Asked about again whenever the dashboard sends something, at the latest its next ping.
+    token: String,
     peer: SocketAddr,
     seat: Seated,
     filters: Vec<(String, DashboardFilter)>,
@@ -60,7 +62,16 @@ impl Dashboard {
         shared.counters.dashboards_now.one();
         let seated = Seated { shared: shared.clone(), number: seat.number };
         let (filters, mailbox) = (Vec::new(), seat.mailbox);
-        Ok((Self { tenant, peer, seat: seated, filters, mailbox, refusals: 0 }, seat.kick))
+        let token = token.unwrap_or_default().to_owned();
+        Ok((Self { tenant, token, peer, seat: seated, filters, mailbox, refusals: 0 }, seat.kick))
+    }
+
+    /// Ends the connection when the token has been revoked or has expired.
+    pub(super) fn check_token(&self) -> Result<(), End> {
+        match self.seat.shared.handler.watcher(&self.token) {
+            Some(tenant) if tenant == self.tenant => Ok(()),
+            _ => Err(End::NotAuthorized),
+        }
     }
 
     /// Refuses: a dashboard only listens.
@@ -130,7 +141,7 @@ impl Dashboard {
 
     fn refused(&mut self, what: String) -> Result<(), End> {
         let refused = Refused { peer: self.peer, identity: None, what };
-        self.seat.shared.handler.notice(Notice::Refused(refused));
+        self.seat.shared.refused(refused);
         self.refusals += 1;
         if self.refusals >= MAX_REFUSALS { Err(End::NotAuthorized) } else { Ok(()) }
     }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{self, DeviceFilter};
 use super::connection::{Admission, End, Link, MAX_REFUSALS, cut};
-use super::handler::{Inbound, Notice, Refused};
+use super::handler::{Inbound, Refused};
 use super::ingest::{Ask, Outcome, Receipt, Submission};
 use super::packets::Refusal;
 use super::registry::{Kick, Mail};
@@ -278,7 +278,7 @@ impl Device {
 
     fn refused(&mut self, what: String) -> Result<(), End> {
         let refused = Refused { peer: self.peer, identity: Some(self.who.clone()), what };
-        self.shared.handler.notice(Notice::Refused(refused));
+        self.shared.refused(refused);
         self.refusals += 1;
         if self.refusals >= MAX_REFUSALS { Err(End::NotAuthorized) } else { Ok(()) }
     }

@@ -84,7 +84,8 @@ pub trait Handler: Send + Sync + 'static {
     /// is registered, so that a revocation followed by [`super::GatewayHandle::kick`] leaves no gap.
     fn is_allowed(&self, certificate: &DeviceCertificate) -> bool;
 
-    /// The tenant that the bearer of an API token may watch. The token must not be logged.
+    /// The tenant that the bearer of an API token may watch. Asked at CONNECT and with every ping, so that a
+    /// revoked token ends its connections. The token must not be logged.
     fn watcher(&self, token: &str) -> Option<TenantId>;
 
     /// Something happened. Called with a lock held: must not block, and must not call the gateway.

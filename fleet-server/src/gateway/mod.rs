@@ -34,7 +34,7 @@ mod throttle;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,6 +55,7 @@ pub use throttle::RateLimit;
 
 use registry::{Kick, Mail, Registry};
 use stats::Counters;
+use throttle::Throttle;
 
 /// ALPN name with which a client of the HTTPS port asks for MQTT instead (firewalls that pass 443 only).
 pub const ALPN: &[u8] = b"mqtt";
@@ -103,6 +104,11 @@ impl Default for Limits {
     }
 }
 
+/// Refusals that are reported one by one; more are only counted. A wrong configuration or a first attempt shows
+/// itself in a few, and 10 a second written to the store as events do not fill a disk overnight (900,000 at 300
+/// bytes are 260 MB).
+const REFUSALS_REPORTED: RateLimit = RateLimit { per_second: 10, burst: 100 };
+
 /// What every task of the gateway shares.
 struct Shared {
     handler: Arc<dyn Handler>,
@@ -113,6 +119,20 @@ struct Shared {
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
+    started: Instant,
+    refusals: Mutex<Throttle>,
+}
+
+impl Shared {
+    /// Reports a security event, within reason.
+    fn refused(&self, refused: Refused) {
+        let now = self.started.elapsed();
+        if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).allows(now) {
+            self.handler.notice(Notice::Refused(refused));
+        } else {
+            self.counters.refusals_not_reported.one();
+        }
+    }
 }
 
 /// A running gateway. Cheap to clone.
@@ -153,6 +173,8 @@ impl Gateway {
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             stopping: watch::Sender::new(false),
+            started: Instant::now(),
+            refusals: Mutex::new(Throttle::new(REFUSALS_REPORTED, Duration::ZERO)),
         });
         tokio::spawn(ingest::run(shared.clone(), asks));
         let tls = listener::Kind::Devices(config.devices_tls);

@@ -91,6 +91,18 @@ fn what_is_not_offered_or_out_of_order_ends_the_connection() {
 }
 
 #[test]
+fn a_client_without_a_keepalive_is_given_one() {
+    let mut forever = connect_v5("a.b");
+    forever[11] = 0; // the low byte of 60 seconds
+    let mut session = Session::new();
+    let mut input = Cursor::new(&forever[..]);
+    let Ok(Some(Step::Connect(connect))) = session.next(&mut input) else { panic!("no CONNECT") };
+    assert_eq!(session.accept(&connect).unwrap(), 1.5 * f64::from(MAX_KEEP_ALIVE_S));
+    let told = [&[0x13][..], &MAX_KEEP_ALIVE_S.to_be_bytes()].concat();
+    assert!(session.output().windows(3).any(|w| w == told), "server keep alive is in the CONNACK");
+}
+
+#[test]
 fn an_unknown_protocol_version_is_told_so() {
     let mut session = Session::new();
     assert!(steps(&mut session, &packet(0x10, b"\0\x06MQIsdp\x03\x02\0\x3c\0\x01a")).is_err());

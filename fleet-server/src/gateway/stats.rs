@@ -82,6 +82,8 @@ counters! {
     publishes_refused,
     /// Filters refused by access control.
     filters_refused,
+    /// Refusals that were too many to report to the handler.
+    refusals_not_reported,
     /// QoS 0 messages dropped because the ingest queue was full.
     unacknowledged_dropped,
     /// Wills published.

@@ -1,8 +1,9 @@
-//! One device's share: a token bucket that says how long to stop reading. Pure; time is an argument.
+//! Shares per second, by a token bucket: of the publishes of one device, of the refusals reported. Pure; time is
+//! an argument.
 
 use std::time::Duration;
 
-/// Publishes that one device may make.
+/// How many may be made. The default is for the publishes of one device.
 #[derive(Debug, Clone, Copy)]
 pub struct RateLimit {
     /// In the long run. An outbox of 10,000 reports drains in ten seconds, and a hundred devices that
@@ -41,6 +42,15 @@ impl Throttle {
         self.tokens = (self.tokens + refill).min(f64::from(self.limit.burst)) - n as f64;
         if self.tokens >= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(-self.tokens / rate) }
     }
+
+    /// Takes one if there is one.
+    pub(super) fn allows(&mut self, now: Duration) -> bool {
+        let allowed = self.take(1, now).is_zero();
+        if !allowed {
+            self.tokens += 1.0;
+        }
+        allowed
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +72,14 @@ mod tests {
                 prop_assert!(taken as f64 <= allowed + 0.001, "{taken} by {now:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_not_allowed_takes_nothing() {
+        let mut throttle = Throttle::new(RateLimit { per_second: 10, burst: 2 }, Duration::ZERO);
+        let at = |ms| Duration::from_millis(ms);
+        let asked = [0, 0, 0, 50, 100, 110, 200].map(|ms| throttle.allows(at(ms)));
+        assert_eq!(asked, [true, true, false, false, true, false, true]);
     }
 
     #[test]

@@ -159,3 +159,18 @@ async fn a_peer_that_stops_reading_is_dropped_after_its_time() {
     assert_eq!(on.gateway.stats().write_timeouts, 1);
     assert!(on.gateway.connected().is_empty());
 }
+
+#[tokio::test]
+async fn a_storm_of_refusals_is_counted_but_not_all_of_it_reported() {
+    let on = Fixture::start().await;
+    for n in 0..150 {
+        let mut someone = Raw::dashboard(&on, V::Five).await;
+        let guess = format!("guess {n}");
+        assert_eq!(someone.connect(&Hello { password: Some(&guess), ..Hello::new("g") }).await, 0x86);
+    }
+    let stats = on.gateway.stats();
+    assert_eq!(stats.connects_refused, 150);
+    let reported = on.store.seen.lock().unwrap().refusals().len();
+    assert!((100..150).contains(&reported), "{reported}");
+    assert_eq!(stats.refusals_not_reported, 150 - reported as u64);
+}

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use plimsoll_protocol::wire::v1::{Down, Up};
 
-use super::harness::{Fixture, TOKEN, id, roomy, up};
-use super::raw::{DISCONNECT, Hello, PUBACK, Raw, V};
+use super::harness::{Fixture, Mode, TOKEN, id, roomy, up};
+use super::raw::{DISCONNECT, Hello, PING, PINGRESP, PUBACK, Raw, V};
 
 const CAM: &str = "acme.cam-1";
 
@@ -168,4 +168,29 @@ async fn dashboards_may_come_over_tls() {
     let tls = tokio_rustls::TlsConnector::from(on.client_tls(Some(CAM)));
     let mut someone = Raw::over(tls.connect("localhost".try_into().unwrap(), tcp).await.unwrap(), V::Five);
     assert_eq!(someone.connect(&Hello::new(CAM)).await, 0x86, "a device's certificate is no token");
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_its_connections_at_the_next_ping() {
+    let on = Fixture::start().await;
+    let mut grafana = Raw::watching(&on, V::Five, "plimsoll/1/acme/+/up/#").await;
+    grafana.send(PING).await;
+    assert_eq!(grafana.read().await.unwrap().0, PINGRESP);
+    on.store.token_revoked.store(true, std::sync::atomic::Ordering::SeqCst);
+    grafana.send(PING).await;
+    assert_eq!(grafana.until_closed().await, [(DISCONNECT, vec![0x87])]);
+}
+
+#[tokio::test]
+async fn what_was_not_committed_is_not_shown() {
+    let on = Fixture::start().await;
+    let mut grafana = Raw::watching(&on, V::Five, "plimsoll/1/acme/+/up/#").await;
+    on.store.mode.send_replace(Mode::Fails);
+    let mut cam = Raw::connected(&on, CAM, V::Five).await;
+    cam.publish(&up(CAM, Up::State), "lost", Some(1)).await;
+    cam.until_closed().await;
+    on.store.mode.send_replace(Mode::Works);
+    let mut cam = Raw::connected(&on, CAM, V::Five).await;
+    cam.publish(&up(CAM, Up::State), "kept", Some(1)).await;
+    assert_eq!(grafana.message().await.1, "kept");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -71,6 +72,7 @@ pub struct Store {
     changed: watch::Sender<u64>,
     pub mode: watch::Sender<Mode>,
     pub states: Vec<(DeviceIdentity, Bytes)>,
+    pub token_revoked: AtomicBool,
 }
 
 impl Store {
@@ -116,7 +118,7 @@ impl Handler for Store {
         !self.seen.lock().unwrap().revoked.contains(certificate.identity())
     }
     fn watcher(&self, token: &str) -> Option<TenantId> {
-        (token == TOKEN).then(|| TenantId::new("acme").unwrap())
+        (token == TOKEN && !self.token_revoked.load(SeqCst)).then(|| TenantId::new("acme").unwrap())
     }
     fn notice(&self, notice: Notice) {
         self.change(|seen| seen.notices.push(notice));
@@ -160,6 +162,7 @@ impl Fixture {
             changed: watch::Sender::new(0),
             mode: watch::Sender::new(Mode::Works),
             states,
+            token_revoked: AtomicBool::new(false),
         });
         let tls = Arc::new(tls);
         let loopback = "127.0.0.1:0".parse().unwrap();
