@@ -37,7 +37,7 @@ pub struct Settings {
     /// Bytes a second of downloads; `None` for no cap.
     pub bandwidth: Option<u64>,
     /// The first contact after a boot is spread over so many seconds by the device's name.
-    pub first_contact_s: u32,
+    pub first_contact_spread_s: u32,
     /// Bytes that must stay free on the state folder's file system.
     pub reserve_bytes: u64,
     /// Largest inference request body in bytes.
@@ -98,8 +98,8 @@ pub struct Layer {
     #[arg(long, env = "PLIMSOLL_BANDWIDTH", value_name = "BYTES")]
     pub bandwidth: Option<u64>,
     /// Spread of the first contact after a boot, in seconds [default: 30]
-    #[arg(long, env = "PLIMSOLL_FIRST_CONTACT_S", value_name = "S")]
-    pub first_contact_s: Option<u32>,
+    #[arg(long, env = "PLIMSOLL_FIRST_CONTACT_SPREAD_S", value_name = "S")]
+    pub first_contact_spread_s: Option<u32>,
     /// Bytes that stay free on the state folder's file system [default: 33554432]
     #[arg(long, env = "PLIMSOLL_RESERVE_BYTES", value_name = "BYTES")]
     pub reserve_bytes: Option<u64>,
@@ -134,7 +134,7 @@ impl Layer {
             window_s: self.window_s.or(below.window_s),
             outbox_bytes: self.outbox_bytes.or(below.outbox_bytes),
             bandwidth: self.bandwidth.or(below.bandwidth),
-            first_contact_s: self.first_contact_s.or(below.first_contact_s),
+            first_contact_spread_s: self.first_contact_spread_s.or(below.first_contact_spread_s),
             reserve_bytes: self.reserve_bytes.or(below.reserve_bytes),
             max_body_bytes: self.max_body_bytes.or(below.max_body_bytes),
             log: self.log.or(below.log),
@@ -153,7 +153,7 @@ impl Layer {
             window_s: seconds("window_s", self.window_s.unwrap_or(3600))?,
             outbox_bytes: outbox(self.outbox_bytes.unwrap_or(16 * 1024 * 1024))?,
             bandwidth: self.bandwidth.filter(|b| *b > 0),
-            first_contact_s: self.first_contact_s.unwrap_or(30),
+            first_contact_spread_s: self.first_contact_spread_s.unwrap_or(30),
             reserve_bytes: self.reserve_bytes.unwrap_or(32 * 1024 * 1024),
             max_body_bytes: self.max_body_bytes.unwrap_or(32 * 1024 * 1024),
             log: self.log.unwrap_or_else(|| "info".to_owned()),

@@ -15,6 +15,7 @@
 //!
 //! Adapters meet only in [`driver`].
 
+pub mod anchor;
 pub mod check;
 pub mod clock;
 pub mod config;
@@ -25,7 +26,9 @@ pub mod files;
 pub mod health;
 pub mod identity;
 pub mod mqtt;
+pub mod outbox;
 pub mod serve;
+pub mod slots;
 pub mod stamp;
 pub mod tls;
 

@@ -19,7 +19,7 @@ use plimsoll_protocol::wire::v1::Topic;
 
 pub use backoff::Backoff;
 pub use inbound::{Inbound, RefusedMessage, parse};
-pub use outflow::{Outflow, ReportId};
+pub use outflow::{Outflow, ReportId, WINDOW};
 pub use rumqtt::{Broker, run};
 
 /// A message on its way out.

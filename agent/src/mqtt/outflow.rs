@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use plimsoll_protocol::Incarnation;
 use plimsoll_protocol::wire::v1::Ack;
 
-/// `(boot, seq)`: with the incarnation, the identity of a report.
-pub type ReportId = (u64, u64);
+/// The identity of a report.
+pub type ReportId = (Incarnation, u64, u64);
 
 /// Reports published ahead of their acknowledgement. The link itself keeps 20 unacknowledged messages; births,
 /// health and answers need the other four.
@@ -25,10 +25,10 @@ pub struct Outflow {
 }
 
 impl Outflow {
-    /// Of the first waiting reports in order of priority, those to publish now. The caller gives at most
-    /// [`WINDOW`] and says [`Self::sent`] for each that the link took.
-    pub fn due<'a>(&'a self, head: impl Iterator<Item = ReportId> + 'a, mono_ms: u64) -> impl Iterator<Item = ReportId> + 'a {
-        head.filter(move |id| self.sent_at.get(id).is_none_or(|at| mono_ms.saturating_sub(*at) >= RESEND_MS))
+    /// Whether a waiting report is to be published now: not in flight, or for too long. The caller asks for the first
+    /// [`WINDOW`] in order of priority and says [`Self::sent`] for each that the link took.
+    pub fn is_due(&self, id: ReportId, mono_ms: u64) -> bool {
+        self.sent_at.get(&id).is_none_or(|at| mono_ms.saturating_sub(*at) >= RESEND_MS)
     }
 
     /// The link took a report.
@@ -36,17 +36,11 @@ impl Outflow {
         self.sent_at.insert(id, mono_ms);
     }
 
-    /// The ranges of an acknowledgement that the outbox may forget: those of this state folder. `None` when it
-    /// speaks of another incarnation (the device was reflashed since).
-    pub fn acknowledged(&mut self, ack: &Ack, mine: Incarnation) -> Option<Vec<(u64, u64, u64)>> {
-        if ack.inc != mine {
-            return None;
-        }
-        let ranges: Vec<_> = ack.ranges.iter().copied().filter(|(_, low, high)| low <= high).collect();
-        self.sent_at.retain(|(boot, seq), _| {
-            !ranges.iter().any(|(b, low, high)| boot == b && (low..=high).contains(&seq))
+    /// The server has committed these. What an acknowledgement of another incarnation names was never in flight here.
+    pub fn acknowledged(&mut self, ack: &Ack) {
+        self.sent_at.retain(|(inc, boot, seq), _| {
+            *inc != ack.inc || !ack.ranges.iter().any(|(b, low, high)| boot == b && (low..=high).contains(&seq))
         });
-        Some(ranges)
     }
 
     /// The connection is gone, and with it whatever was not acknowledged: all of it is due again.
@@ -64,41 +58,40 @@ impl Outflow {
 mod tests {
     use super::*;
 
-    fn inc(byte: u8) -> Incarnation {
-        Incarnation::from_bytes([byte; 16])
+    fn id(inc: u8, boot: u64, seq: u64) -> ReportId {
+        (Incarnation::from_bytes([inc; 16]), boot, seq)
     }
 
-    fn due(flow: &Outflow, head: &[ReportId], now: u64) -> Vec<ReportId> {
-        flow.due(head.iter().copied(), now).collect()
+    fn due(flow: &Outflow, head: &[ReportId], now: u64) -> Vec<u64> {
+        head.iter().filter(|id| flow.is_due(**id, now)).map(|(.., seq)| *seq).collect()
     }
 
     #[test]
     fn a_report_is_published_once_until_it_is_lost() {
         let mut flow = Outflow::default();
-        let head = [(1, 1), (1, 2)];
-        assert_eq!(due(&flow, &head, 0), head);
-        flow.sent((1, 1), 0);
-        assert_eq!(due(&flow, &head, 10), [(1, 2)], "the link was full after the first");
-        flow.sent((1, 2), 10);
+        let head = [id(1, 1, 1), id(1, 1, 2)];
+        assert_eq!(due(&flow, &head, 0), [1, 2]);
+        flow.sent(head[0], 0);
+        assert_eq!(due(&flow, &head, 10), [2], "the link was full after the first");
+        flow.sent(head[1], 10);
         assert!(due(&flow, &head, RESEND_MS - 1).is_empty());
-        assert_eq!(due(&flow, &head, RESEND_MS), [(1, 1)], "no acknowledgement came: again");
+        assert_eq!(due(&flow, &head, RESEND_MS), [1], "no acknowledgement came: again");
         flow.connection_lost();
-        assert_eq!(due(&flow, &head, 20), head, "a new connection starts over");
+        assert_eq!(due(&flow, &head, 20), [1, 2], "a new connection starts over");
+        assert_eq!(flow.next_resend_ms(), None);
     }
 
     #[test]
-    fn only_acknowledged_ranges_of_this_incarnation_are_forgotten() {
+    fn only_what_an_acknowledgement_names_is_no_longer_in_flight() {
         let mut flow = Outflow::default();
-        for seq in 1..=5 {
-            flow.sent((7, seq), 0);
+        let head = [id(1, 7, 1), id(1, 7, 2), id(1, 7, 3), id(1, 8, 2), id(2, 7, 2)];
+        for report in head {
+            flow.sent(report, 0);
         }
-        flow.sent((8, 2), 0);
-        let ack = |inc, ranges| Ack { inc, ranges, server_ms: 0 };
-        assert_eq!(flow.acknowledged(&ack(inc(2), vec![(7, 1, 5)]), inc(1)), None);
-        let forgotten = flow.acknowledged(&ack(inc(1), vec![(7, 2, 3), (7, 9, 4)]), inc(1));
-        assert_eq!(forgotten, Some(vec![(7, 2, 3)]), "a range that runs backwards is no range");
-        let head = [(7, 1), (7, 2), (7, 3), (7, 4), (8, 2)];
-        assert_eq!(due(&flow, &head, 1), [(7, 2), (7, 3)], "only those two are no longer in flight");
+        let inc = Incarnation::from_bytes([1; 16]);
+        flow.acknowledged(&Ack { inc, ranges: vec![(7, 2, 3), (7, 9, 1)], server_ms: 0 });
+        let flying: Vec<ReportId> = head.into_iter().filter(|id| !flow.is_due(*id, 1)).collect();
+        assert_eq!(flying, [head[0], head[3], head[4]], "a range that runs backwards names nothing");
         assert_eq!(flow.next_resend_ms(), Some(RESEND_MS));
     }
 }

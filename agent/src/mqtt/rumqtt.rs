@@ -41,7 +41,7 @@ pub struct Broker {
     /// For the will.
     pub stamp: Stamp,
     /// Spread of the first contact, seconds.
-    pub first_contact_s: u32,
+    pub first_contact_spread_s: u32,
     /// Fixed for a device: its place in the spread.
     pub device_seed: u64,
 }
@@ -49,7 +49,7 @@ pub struct Broker {
 /// Connects for ever, until the driver drops its end. Never publishes.
 pub async fn run(broker: Broker, events: mpsc::Sender<LinkEvent>) {
     let mut backoff = Backoff::default();
-    tokio::time::sleep(Duration::from_millis(first_contact_ms(broker.device_seed, broker.first_contact_s))).await;
+    tokio::time::sleep(Duration::from_millis(first_contact_ms(broker.device_seed, broker.first_contact_spread_s))).await;
     for conn in 1_u64.. {
         let (client, mut poll) = AsyncClient::new(options(&broker, conn), QUEUE);
         let stood = Instant::now();

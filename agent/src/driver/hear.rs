@@ -1,0 +1,200 @@
+//! What the driver hears from the link, the serving child and the person at the device, as events of the core.
+
+use plimsoll_agent_core::{Event, ModelEvent};
+use plimsoll_protocol::ModelName;
+use plimsoll_protocol::wire::v1::{FleetConfig, ModelHealth, Severity};
+
+use super::Driver;
+use super::child::ChildEvent;
+use crate::control::{Answer as Reply, Ask, Request, Status};
+use crate::mqtt::{self, Inbound, LinkEvent};
+use crate::serve::control::Answer;
+
+impl Driver {
+    pub(super) fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { conn, link } => {
+                tracing::info!(mqtt.conn = conn, "connected to the server");
+                self.link = Some(link);
+                self.conn = conn;
+                self.connection = "connected".into();
+                self.publish_birth();
+                self.publish_health();
+                self.look_at_outbox();
+                self.feed(Event::ServerHeard);
+            }
+            LinkEvent::Down { conn, reason, retry_ms } => {
+                tracing::warn!(mqtt.conn = conn, mqtt.reason = reason, mqtt.retry_ms = retry_ms, "not connected");
+                self.link = None;
+                self.outflow.connection_lost();
+                self.connection = format!("not connected: {reason}; next try in {} s", retry_ms.div_ceil(1000));
+            }
+            LinkEvent::SubscriptionRefused(why) => {
+                let text = format!("the server refused the subscription to this device's own orders: {why}");
+                self.connection = format!("connected, but {text}");
+                self.report_event(Severity::Alarm, "mqtt.subscription_refused", text, None, None);
+            }
+            LinkEvent::Message { topic, payload } => self.on_message(&topic, &payload),
+        }
+    }
+
+    fn on_message(&mut self, topic: &str, payload: &[u8]) {
+        let Some(identity) = &self.identity else { return };
+        match mqtt::parse(&identity.who, topic, payload) {
+            Ok(Inbound::Desired(desired)) => {
+                tracing::info!(order.generation = desired.generation, order.models = desired.models.len(), "order");
+                self.feed(Event::Desired(desired));
+            }
+            Ok(Inbound::Ack(ack)) => {
+                // Forgotten first: should that fail, the reports are sent again, and the server counts them once.
+                if let Err(error) = self.outbox.forget(&ack) {
+                    tracing::error!(error = crate::causes(&error), "acknowledged reports stay in the outbox");
+                }
+                self.outflow.acknowledged(&ack);
+                self.look_at_outbox();
+                self.feed(Event::ServerHeard);
+            }
+            Ok(Inbound::Config(config)) => self.on_config(&config),
+            Err(refused) => {
+                self.messages_refused += 1;
+                self.report_event(Severity::Warning, refused.code, refused.to_string(), None, None);
+            }
+        }
+    }
+
+    fn on_config(&mut self, config: &FleetConfig) {
+        let now = self.clock.mono_ms();
+        // Bounds of the settings file hold here too: a fleet-wide zero must not make every device spin.
+        let seconds = |own: u32, fleet: Option<u32>| u64::from(fleet.unwrap_or(own).clamp(1, 7 * 24 * 3600));
+        self.health.change(seconds(self.settings.health_interval_s, config.health_interval_s) * 1000, now);
+        self.window.change(seconds(self.settings.window_s, config.window_s) * 1000, now);
+        self.feed(Event::ServerHeard);
+        if config.paused != self.core.record().paused {
+            tracing::info!(fleet.paused = config.paused, "the fleet's pause changed");
+            self.feed(Event::Paused(config.paused));
+        }
+    }
+
+    pub(super) fn on_child(&mut self, event: ChildEvent) {
+        match event {
+            ChildEvent::Up { orders, addr } => {
+                tracing::info!(serve.address = %addr, "inference endpoint is open");
+                self.child = Some(orders);
+                self.inference = Some(addr);
+                self.feed(Event::ServeStarted);
+            }
+            ChildEvent::Down { reason, restart } => {
+                let was_up = self.child.take().is_some();
+                self.inference = None;
+                self.stats.clear();
+                self.child_rss = 0;
+                self.serve_restarts += 1;
+                let text = format!("the serving process is gone: {reason}; it starts again in {} ms", restart.as_millis());
+                self.report_event(Severity::Alarm, "serve.died", text, None, None);
+                if was_up {
+                    self.feed(Event::ServeDied { reason });
+                }
+            }
+            ChildEvent::Said(answer) => self.on_answer(answer),
+        }
+    }
+
+    fn on_answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Loaded { model, digest, rss_bytes, load_ms } => {
+                tracing::info!(
+                    model.name = %model, model.digest = %digest.short(), serve.rss_bytes = rss_bytes,
+                    serve.load_ms = load_ms, "model is loaded"
+                );
+                self.child_rss = rss_bytes;
+                self.feed(Event::Of { model, digest, what: ModelEvent::Loaded });
+            }
+            Answer::LoadFailed { model, digest, reason } => {
+                self.feed(Event::Of { model, digest, what: ModelEvent::LoadFailed { reason } });
+            }
+            Answer::Serving { model, digest } => {
+                tracing::info!(model.name = %model, model.digest = %digest.short(), "model serves");
+                self.feed(Event::Of { model, digest, what: ModelEvent::Serving });
+            }
+            Answer::Window(report) => self.report_window(*report),
+            Answer::WindowsClosed { .. } | Answer::Unloaded { .. } => {
+                let kept = self.core.record().slots();
+                if let Err(error) = self.windows.save(|digest| kept.contains(digest)) {
+                    tracing::warn!(error = crate::causes(&error), "the windows' counters are not durable");
+                }
+            }
+            Answer::Stats { models, rss_bytes } => {
+                self.child_rss = rss_bytes;
+                self.judge_trials(&models);
+                self.stats = models;
+            }
+            Answer::Fault { model: Some(model), digest: Some(digest), reason } => {
+                self.feed(Event::Of { model, digest, what: ModelEvent::Fault { reason } });
+            }
+            Answer::Fault { reason, .. } => {
+                self.report_event(Severity::Warning, "serve.fault", reason, None, None);
+            }
+            // The supervisor reads the first two; the third follows an order to stop.
+            Answer::Listening { .. } | Answer::ListenFailed { .. } | Answer::Drained => {}
+        }
+    }
+
+    /// Counters decide about versions on trial only; those of proven ones are the fleet's business.
+    fn judge_trials(&mut self, stats: &[ModelHealth]) {
+        let on_trial: Vec<_> = self.core.running().into_iter().filter(|m| !m.trial_passed).collect();
+        for running in on_trial {
+            let Some(seen) = stats.iter().find(|s| s.model == running.model && s.digest == running.digest) else {
+                continue;
+            };
+            let what = ModelEvent::TrialSample { requests: seen.requests, failed: seen.failed };
+            self.feed(Event::Of { model: running.model, digest: running.digest, what });
+        }
+    }
+
+    pub(super) fn on_ask(&mut self, request: Request) {
+        let reply = match request.ask {
+            Ask::Status => Reply::Status(Box::new(self.status())),
+            Ask::Rollback { model } => self.roll_back(model),
+        };
+        let _ = request.reply.send(reply); // an error means that the person left
+    }
+
+    fn roll_back(&mut self, model: ModelName) -> Reply {
+        let version = |driver: &Self| {
+            let running = driver.core.running().into_iter().find(|r| r.model == model);
+            running.map(|r| (r.version, r.digest))
+        };
+        let before = version(self);
+        tracing::warn!(model.name = %model, "an operator on the device asks for the previous version");
+        self.feed(Event::RollbackAsked { model: model.clone() });
+        match (before, version(self)) {
+            (Some((from, old)), Some((to, new))) if old != new => {
+                Reply::Done { text: format!("{model} goes back from {from} to {to}") }
+            }
+            (Some((from, _)), Some(_)) => Reply::Refused {
+                text: format!("{model} stays on {from}: there is no previous version that passed a trial here"),
+            },
+            _ => Reply::Refused { text: format!("this device runs no model {model}") },
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            identity: self.identity.as_ref().map(|i| i.who.to_string()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot: self.stamp.boot,
+            uptime_s: self.clock.mono_ms() / 1000,
+            inference: self.inference.map(|a| format!("http://{a}")),
+            connected: self.link.is_some(),
+            connection: self.connection.clone(),
+            generation: self.core.generation(),
+            paused: self.core.record().paused,
+            models: self.core.running(),
+            jobs: self.core.jobs(),
+            outbox_entries: self.outbox.len(),
+            outbox_dropped: self.outbox.dropped(),
+            serve_restarts: self.serve_restarts,
+            messages_refused: self.messages_refused,
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The driver: one task owns all state of the agent.
+//!
+//! ```text
+//!   link ──┐                     ┌─> persist (anchor) ─> effects ──> tasks ─┐
+//!   child ─┤                     │                                          │
+//!   work ──┼─> one event at a time ─> core decides ─> reports ─> outbox     │
+//!   asks ──┤                     │                                          │
+//!   time ──┘                     └──────────── events <────────────────────-┘
+//! ```
+//!
+//! The driver never waits for anybody: the link, the serving child and the tasks are handed work by calls that
+//! return at once, and a full queue is an answer. Everybody else may wait for the driver's mailboxes, so nobody can
+//! wait in a circle.
+//!
+//! Local first: what ran before a restart is served before the network is looked at, and goes on being served
+//! whatever the server, the clock or a new bundle does.
+
+mod boot;
+pub mod child;
+mod effects;
+mod hear;
+mod reports;
+mod selftest;
+mod timer;
+mod windows;
+mod work;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plimsoll_agent_core::{Core, Ctx, Event, Outcome};
+use plimsoll_protocol::wire::v1::{ModelHealth, Severity};
+use plimsoll_protocol::{Digest, ModelName};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::clock::{Clock, random_u64};
+use crate::config::Settings;
+use crate::control;
+use crate::fetch::{HttpSource, Trust};
+use crate::health::Sampler;
+use crate::identity::Identity;
+use crate::mqtt::{self, Link, LinkEvent, Outflow};
+use crate::outbox::Outbox;
+use crate::serve::control::Order;
+use crate::slots::Slots;
+use crate::stamp::Stamp;
+use crate::tls;
+
+use boot::Keeper;
+pub use boot::BootError;
+use child::ChildEvent;
+use timer::Every;
+use windows::Windows;
+use work::Done;
+
+/// Events of one kind that may wait for the driver: a fetch, a self-test and a swap for each of 8 models.
+const MAILBOX: usize = 32;
+/// Statistics of the child while a version is on trial: a failing one is noticed within two seconds.
+const STATS_ON_TRIAL_MS: u64 = 2_000;
+/// Statistics otherwise; also the sign of life that [`child::SILENCE`] counts on, six times within it.
+const STATS_MS: u64 = 10_000;
+/// After an error of the anchor: when what was not decided is looked at again.
+const PERSIST_RETRY_MS: u64 = 5_000;
+/// How long a stop waits for the goodbye to leave; the will says the same if it does not.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// All state of a running agent.
+struct Driver {
+    settings: Settings,
+    clock: Clock,
+    stamp: Stamp,
+    identity: Option<Identity>,
+    source: Option<HttpSource>,
+    trust: Trust,
+    core: Core,
+    keeper: Keeper,
+    slots: Slots,
+    outbox: Outbox,
+    reports: reports::Reports,
+
+    link: Option<Box<dyn Link>>,
+    conn: u64,
+    connection: String,
+    outflow: Outflow,
+    messages_refused: u64,
+
+    child: Option<mpsc::Sender<Order>>,
+    inference: Option<SocketAddr>,
+    serve_restarts: u64,
+    stats: Vec<ModelHealth>,
+    child_rss: u64,
+    windows: Windows,
+
+    done: mpsc::Sender<Done>,
+    tasks: BTreeMap<(ModelName, Digest), tokio::task::AbortHandle>,
+
+    sampler: Sampler,
+    wake_ms: Option<u64>,
+    health: Every,
+    window: Every,
+    statistics: Every,
+    watchdog: Option<Every>,
+}
+
+/// Runs the agent until it is told to stop.
+pub async fn run(settings: Settings) -> Result<(), BootError> {
+    let (send_work, mut work) = mpsc::channel(MAILBOX);
+    let (mut driver, first) = boot::boot(settings, send_work)?;
+    let (send_ask, mut asks) = mpsc::channel(MAILBOX);
+    let socket = control::listen(&driver.settings.state_dir).map_err(BootError::Socket)?;
+    tokio::spawn(control::serve(socket, send_ask));
+    let (mut terminate, mut interrupt) = signals()?;
+    // The service is up: models load next, and a slow one must not look like a service that does not start.
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(agent.boot = driver.stamp.boot, agent.state = %driver.settings.state_dir.display(), "agent started");
+
+    driver.settle(first);
+    let (send_child, mut child) = mpsc::channel(MAILBOX);
+    let supervisor = tokio::spawn(child::supervise(driver.spawn_serve(), send_child));
+    let (send_link, mut link) = mpsc::channel(MAILBOX);
+    driver.start_link(send_link);
+
+    loop {
+        let pause = driver.until_due();
+        tokio::select! {
+            Some(event) = link.recv() => driver.on_link(event),
+            Some(event) = child.recv() => driver.on_child(event),
+            Some(done) = work.recv() => driver.on_done(done),
+            Some(request) = asks.recv() => driver.on_ask(request),
+            () = tokio::time::sleep(pause) => driver.on_time(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        driver.publish_waiting();
+    }
+    stop(driver, link, child, supervisor).await;
+    Ok(())
+}
+
+fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal), BootError> {
+    let open = |kind| signal(kind).map_err(BootError::Signals);
+    Ok((open(SignalKind::terminate())?, open(SignalKind::interrupt())?))
+}
+
+/// Tells systemd; a process that systemd did not start tells nobody.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}
+
+/// Says goodbye, so that the server does not take a stop for a crash, and lets running requests finish.
+async fn stop(
+    driver: Driver, mut link: mpsc::Receiver<LinkEvent>, child: mpsc::Receiver<ChildEvent>,
+    supervisor: tokio::task::JoinHandle<()>,
+) {
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("agent stops");
+    if driver.say_goodbye() {
+        let gone = async {
+            while let Some(event) = link.recv().await {
+                if matches!(event, LinkEvent::Down { .. }) {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYE, gone).await;
+    }
+    for task in driver.tasks.values() {
+        task.abort();
+    }
+    drop(child); // the supervisor lets the child drain when its mailbox is gone
+    let _ = tokio::time::timeout(child::DRAIN, supervisor).await;
+}
+
+impl Driver {
+    /// Decides about one event, persists the decision, then does what follows from it.
+    fn feed(&mut self, event: Event) {
+        let outcome = self.core.decide(event, &self.ctx());
+        self.settle(outcome);
+    }
+
+    fn ctx(&self) -> Ctx {
+        Ctx { now_ms: self.clock.now_ms(), mono_ms: self.clock.mono_ms(), seed: random_u64() }
+    }
+
+    /// Persist, then act. Without a durable record nothing happens; the deadline of the state brings it back.
+    fn settle(&mut self, outcome: Outcome) {
+        let Self { core, keeper, .. } = self;
+        let after = match outcome.commit(core, |record| keeper.write(record)) {
+            Ok(after) => after,
+            Err(error) => {
+                let text = format!(
+                    "a decision could not be made durable ({}), so nothing was done; what runs goes on running",
+                    crate::causes(&error)
+                );
+                self.report_event(Severity::Alarm, "anchor.failed", text, None, None);
+                self.wake_ms = Some(self.clock.mono_ms() + PERSIST_RETRY_MS);
+                return;
+            }
+        };
+        for refused in &after.refused {
+            tracing::info!(refused = %refused, "event refused");
+        }
+        for report in after.reports {
+            self.report(report);
+        }
+        for effect in after.effects {
+            self.start(effect);
+        }
+        self.wake_ms = after.wake_mono_ms;
+        let on_trial = self.core.running().iter().any(|m| !m.trial_passed);
+        let period = if on_trial { STATS_ON_TRIAL_MS } else { STATS_MS };
+        self.statistics.change(period, self.clock.mono_ms());
+    }
+
+    /// How long nothing is due.
+    fn until_due(&self) -> Duration {
+        let timers = [Some(self.health.next_ms()), Some(self.window.next_ms()), Some(self.statistics.next_ms())];
+        let others = [self.wake_ms, self.watchdog.map(|w| w.next_ms()), self.next_publish_ms()];
+        let next = timers.into_iter().chain(others).flatten().min().unwrap_or(u64::MAX);
+        Duration::from_millis(next.saturating_sub(self.clock.mono_ms()))
+    }
+
+    /// Does whatever is due.
+    fn on_time(&mut self) {
+        let now = self.clock.mono_ms();
+        if self.wake_ms.is_some_and(|at| at <= now) {
+            self.wake_ms = None;
+            self.feed(Event::Tick);
+        }
+        if self.health.due(now) {
+            self.publish_health();
+        }
+        if self.window.due(now) {
+            self.order(Order::CloseWindows { now_ms: self.clock.now_ms() });
+        }
+        if self.statistics.due(now) {
+            self.order(Order::Stats);
+        }
+        if self.watchdog.as_mut().is_some_and(|w| w.due(now)) {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+
+    fn spawn_serve(&self) -> child::Spawn {
+        child::Spawn {
+            program: work::own_program(),
+            args: vec!["serve".into()],
+            configure: Order::Configure {
+                listen: self.settings.listen,
+                max_body: self.settings.max_body_bytes,
+                agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        }
+    }
+
+    /// Starts connecting, when there is somebody to connect to. The task ends with the driver's mailbox.
+    fn start_link(&mut self, events: mpsc::Sender<LinkEvent>) {
+        let Some(identity) = &self.identity else {
+            self.connection = "not enrolled: serving what is here".into();
+            return;
+        };
+        let parts = identity.mqtt_address().map_err(|e| e.to_string());
+        let parts = parts.and_then(|a| tls::mutual(identity, &self.clock).map(|t| (a, t)).map_err(|e| e.to_string()));
+        let ((host, port), config) = match parts {
+            Ok(parts) => parts,
+            Err(why) => {
+                tracing::error!(why, "cannot connect to the server; serving what is here");
+                self.connection = format!("cannot connect: {why}");
+                return;
+            }
+        };
+        let seed = Digest::of(identity.who.to_string().as_bytes());
+        let seed = seed.as_bytes().first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+        self.connection = "connecting".into();
+        tokio::spawn(mqtt::run(
+            mqtt::Broker {
+                who: identity.who.clone(),
+                host,
+                port,
+                tls: Arc::new(config),
+                stamp: self.stamp.clone(),
+                first_contact_spread_s: self.settings.first_contact_spread_s,
+                device_seed: seed,
+            },
+            events,
+        ));
+    }
+}

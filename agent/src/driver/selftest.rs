@@ -1,0 +1,106 @@
+//! Golden samples in a child process: a model that exhausts memory, aborts or overflows its stack ends the child,
+//! and the driver lives to report it.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use plimsoll_agent_core::{Failure, ModelEvent};
+use serde::Deserialize;
+use tokio::process::Command;
+
+use super::child::describe;
+
+/// Limit of a self-test: the core allows 10 minutes for loading and 64 samples at 5 s; half of that is left for a
+/// second child after a crash of the first.
+pub const LIMIT: Duration = Duration::from_secs(5 * 60);
+/// Exit code of `plimsoll-agent selftest`: it answers, and wrongly.
+const MISMATCH: i32 = 3;
+/// Exit code: it does not load.
+const UNLOADABLE: i32 = 4;
+
+/// What the child prints: the runtime's report, or why there is none.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(default)]
+    error: Option<String>,
+    #[serde(default)]
+    mismatch: Option<plimsoll_runtime::Mismatch>,
+}
+
+/// Runs the golden samples of a bundle. Never fails: every end is an event.
+pub async fn run(program: &Path, dir: &Path, limit: Duration) -> ModelEvent {
+    let child = Command::new(program)
+        .arg("selftest")
+        .arg("--dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .output();
+    match tokio::time::timeout(limit, child).await {
+        Ok(Ok(output)) => judge(&output),
+        Ok(Err(error)) => broke(format!("the self-test could not be started: {error}")),
+        Err(_) => broke(format!("the self-test did not end within {} s and was killed", limit.as_secs())),
+    }
+}
+
+fn judge(output: &Output) -> ModelEvent {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = explain(text.lines().next_back().unwrap_or_default());
+    match output.status.code() {
+        Some(0) => ModelEvent::SelfTestPassed,
+        Some(MISMATCH | UNLOADABLE) => ModelEvent::SelfTestFailed { failure: Failure::Permanent, reason: said },
+        _ => broke(format!("the self-test {}", describe(output.status).trim_start_matches("it "))),
+    }
+}
+
+/// The reason in words, from the child's last line.
+fn explain(line: &str) -> String {
+    let parsed: Option<Line> = serde_json::from_str(line).ok();
+    let words = parsed.and_then(|l| l.error.or_else(|| l.mismatch.map(|m| m.to_string())));
+    words.unwrap_or_else(|| line.chars().take(400).collect())
+}
+
+fn broke(reason: String) -> ModelEvent {
+    ModelEvent::SelfTestFailed { failure: Failure::Transient, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    async fn end_of(script: &str, limit: Duration) -> ModelEvent {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("agent");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        run(&program, dir.path(), limit).await
+    }
+
+    #[tokio::test]
+    async fn every_end_of_a_self_test_is_told_apart() {
+        let long = Duration::from_secs(60);
+        assert_eq!(end_of("exit 0", long).await, ModelEvent::SelfTestPassed);
+        for (script, failure, words) in [
+            (r#"echo '{"ok":false,"error":"sample 0 output y: got 1"}'; exit 3"#, Failure::Permanent, "sample 0"),
+            ("echo 'operator Foo is unknown'; exit 4", Failure::Permanent, "Foo"),
+            ("kill -9 $$", Failure::Transient, "memory"),
+            ("kill -6 $$", Failure::Transient, "aborted"),
+            ("exit 101", Failure::Transient, "101"),
+        ] {
+            let got = end_of(script, long).await;
+            let ModelEvent::SelfTestFailed { failure: kind, reason } = &got else { panic!("{script}: {got:?}") };
+            assert_eq!(*kind, failure, "{script}");
+            assert!(reason.contains(words), "{script}: {reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_self_test_that_hangs_is_killed() {
+        let got = end_of("read never < /dev/zero; while :; do :; done", Duration::from_millis(300)).await;
+        assert!(matches!(got, ModelEvent::SelfTestFailed { failure: Failure::Transient, .. }), "{got:?}");
+    }
+}

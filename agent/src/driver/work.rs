@@ -1,0 +1,156 @@
+//! The work of an update, beside the driver: each function ends in one event and changes nothing of the driver's.
+//!
+//! All of it may be cut off at any instruction. What was fetched stays in the staging folder and is continued; what
+//! is not verified never leaves it.
+
+use std::path::PathBuf;
+
+use plimsoll_agent_core::{Device, Failure, ModelEvent, preflight};
+use plimsoll_protocol::bundle::FileEntry;
+use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
+
+use crate::fetch::{BlobSink, FetchError, HttpSource, Trust};
+use crate::slots::{FileWriter, SlotError, Slots, Staging};
+
+/// Newest `ai.onnx` operator set that the runtime is known to read; a newer one is told before it is fetched.
+const MAX_OPSET: i64 = 22;
+
+/// The end of a piece of work.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// Which bundle.
+    pub about: Option<(ModelName, Digest)>,
+    /// For the core.
+    pub what: ModelEvent,
+    /// Newest time that verified metadata proves.
+    pub issued: Option<UnixSeconds>,
+    /// Something was refused that the operator must hear of under its own code.
+    pub refusal: Option<FetchError>,
+}
+
+impl Done {
+    /// An end that is an event and nothing else.
+    pub const fn plain(what: ModelEvent) -> Self {
+        Self { about: None, what, issued: None, refusal: None }
+    }
+}
+
+/// What a fetch needs.
+pub(super) struct FetchJob {
+    pub source: HttpSource,
+    pub trust: Trust,
+    pub slots: Slots,
+    pub model: ModelName,
+    pub version: semver::Version,
+    pub digest: Digest,
+    pub now: UnixSeconds,
+    pub ram_bytes: u64,
+}
+
+/// This program, for its children. The link in `/proc` still names it after an upgrade replaced the file.
+pub(super) fn own_program() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"))
+}
+
+/// Refreshes trust, admits the manifest, checks that this device can run it, fetches what is missing.
+pub(super) async fn fetch(job: FetchJob) -> Done {
+    let mut issued = None;
+    let what = match fetch_inner(&job, &mut issued).await {
+        Ok(what) => what,
+        Err(error) => {
+            let failure = if error.transient { Failure::Transient } else { Failure::Permanent };
+            let retry_after_ms = error.retry_after.and_then(|d| u64::try_from(d.as_millis()).ok());
+            let what = ModelEvent::FetchFailed { failure, reason: error.text.clone(), retry_after_ms };
+            return Done { issued, refusal: Some(error), ..Done::plain(what) };
+        }
+    };
+    Done { issued, ..Done::plain(what) }
+}
+
+async fn fetch_inner(job: &FetchJob, issued: &mut Option<UnixSeconds>) -> Result<ModelEvent, FetchError> {
+    let mut view = job.trust.refresh(&job.source, job.now).await?;
+    *issued = view.issued();
+    let (manifest, bytes) = view.manifest(&job.source, &job.model, &job.version, job.digest).await?;
+    let device = Device {
+        architecture: crate::arch().to_owned(),
+        agent_version: crate::version(),
+        ram_bytes: job.ram_bytes,
+        disk_free_bytes: job.slots.disk_free().map_err(slot_error)?,
+        already_staged_bytes: job.slots.staged_bytes(job.digest),
+        max_opset: MAX_OPSET,
+    };
+    if let Err(reason) = preflight(&manifest, &device) {
+        return Ok(ModelEvent::NotApplicable { reason });
+    }
+    let slots = job.slots.clone();
+    let (staging, missing) = blocking(move || {
+        let staging = slots.stage(&manifest, &bytes)?;
+        let missing = staging.missing();
+        Ok((staging, missing))
+    })
+    .await?;
+    for entry in &missing {
+        file(&job.source, &staging, entry).await?;
+    }
+    Ok(ModelEvent::FetchDone)
+}
+
+/// Fetches one file. When a continued part turns out wrong it is fetched once more from its start: what was damaged
+/// may have been the part on this disk.
+async fn file(source: &HttpSource, staging: &Staging, entry: &FileEntry) -> Result<(), FetchError> {
+    loop {
+        let writer = staging.file(entry).map_err(slot_error)?;
+        let continued = writer.offset() > 0;
+        let (writer, fetched) = source.blob(entry.sha256, entry.size, writer).await;
+        fetched.map_err(|e| FetchError { text: format!("file {}: {}", entry.path, e.text), ..e })?;
+        let Some(writer) = writer else {
+            return Err(FetchError::transient("fetch.disk", format!("file {}: the disk task was lost", entry.path)));
+        };
+        match blocking(move || writer.finish()).await {
+            Err(error) if continued && !error.transient => {
+                tracing::warn!(error = %error, "a continued download was damaged; it is fetched again whole");
+            }
+            end => return end,
+        }
+    }
+}
+
+/// Makes what was fetched a slot.
+pub(super) async fn stage(slots: Slots, digest: Digest) -> ModelEvent {
+    match blocking(move || slots.commit(digest)).await {
+        Ok(_) => ModelEvent::Staged,
+        Err(error) => {
+            let failure = if error.transient { Failure::Transient } else { Failure::Permanent };
+            ModelEvent::StageFailed { failure, reason: error.text }
+        }
+    }
+}
+
+/// Runs disk work off the driver's thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SlotError> + Send + 'static,
+) -> Result<T, FetchError> {
+    let lost = |_| FetchError::transient("fetch.disk", "the disk task was lost");
+    tokio::task::spawn_blocking(work).await.map_err(lost)?.map_err(slot_error)
+}
+
+fn slot_error(error: SlotError) -> FetchError {
+    let text = crate::causes(&error);
+    if error.is_transient() {
+        FetchError::transient("fetch.disk", text)
+    } else {
+        FetchError::permanent("bundle.tampered", text)
+    }
+}
+
+impl BlobSink for FileWriter {
+    fn have(&self) -> u64 {
+        self.offset()
+    }
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        Self::write(self, bytes).map_err(std::io::Error::other)
+    }
+    fn restart(&mut self) -> std::io::Result<()> {
+        Self::restart(self).map_err(std::io::Error::other)
+    }
+}
