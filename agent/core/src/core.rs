@@ -125,14 +125,8 @@ impl Core {
                     turn.refuse(unknown(&model, "rollback_asked"));
                 }
             }
-            Event::Of {
-                model,
-                digest,
-                what,
-            } => {
-                if !turn.with(&model, |unit, turn| {
-                    step(unit, classify(unit, digest, what), turn)
-                }) {
+            Event::Of { model, digest, what } => {
+                if !turn.with(&model, |unit, turn| step(unit, classify(unit, digest, what), turn)) {
                     turn.refuse(unknown(&model, "event"));
                 }
             }
@@ -143,21 +137,12 @@ impl Core {
 
 fn unknown(model: &ModelName, event: &'static str) -> Refused {
     let why = "this device has no such model".to_owned();
-    Refused {
-        model: Some(model.clone()),
-        state: "none",
-        event,
-        why,
-    }
+    Refused { model: Some(model.clone()), state: "none", event, why }
 }
 
 /// Whether an event is about the version that runs, the version that is on its way, or one that no longer matters.
 fn classify(unit: &crate::turn::Unit, digest: Digest, what: ModelEvent) -> Step {
-    let active = unit
-        .record
-        .active
-        .as_ref()
-        .is_some_and(|a| a.digest == digest);
+    let active = unit.record.active.as_ref().is_some_and(|a| a.digest == digest);
     let candidate = unit.record.state.in_flight() && unit.record.ordered() == Some(digest);
     match what {
         ModelEvent::Loaded

@@ -20,6 +20,7 @@
 //! | [`record`] | what survives a crash |
 //! | [`outcome`] | what the shell has to do, and the order it has to do it in |
 //! | `lifecycle` | the one match over (state, event) |
+//! | `candidate`, `running` | what its edges do |
 //! | `resume` | what a device does first after any crash |
 //! | [`policy`] | deadlines, budgets, trial verdicts: numbers with their arithmetic |
 //! | [`preflight`] | can this device run that bundle at all |
@@ -32,10 +33,12 @@ pub mod preflight;
 pub mod record;
 pub mod retry;
 
+mod candidate;
 mod core;
 mod lifecycle;
 mod orders;
 mod resume;
+mod running;
 mod turn;
 
 pub use crate::core::Core;

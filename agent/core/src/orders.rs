@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use plimsoll_protocol::ModelName;
 use plimsoll_protocol::wire::v1::{Desired, JobPhase, Severity};
 
-use crate::lifecycle::{self, Step, step};
+use crate::candidate;
+use crate::lifecycle::{Step, step};
 use crate::outcome::{Effect, Refused, Report};
 use crate::record::{MAX_MODELS, MAX_ORDER_BLOCKED, MAX_VERSION, Order, State, kept};
 use crate::retry::{mix, uniform_ms};
+use crate::running;
 use crate::turn::{Turn, Unit, job_report};
 
 /// Takes a whole document, or refuses it whole.
@@ -16,9 +18,8 @@ pub(crate) fn accept(desired: Desired, turn: &mut Turn) {
     let known = turn.next.record.generation;
     let got = desired.generation;
     if got < known {
-        let text = format!(
-            "an order of generation {got} was refused: this device works by generation {known}"
-        );
+        let text =
+            format!("an order of generation {got} was refused: this device works by generation {known}");
         refuse(turn, "order.stale", text);
         return;
     }
@@ -26,11 +27,7 @@ pub(crate) fn accept(desired: Desired, turn: &mut Turn) {
         return; // the same goal again: a retained message after a reconnect
     }
     if let Err(why) = check(&desired, turn) {
-        refuse(
-            turn,
-            "order.invalid",
-            format!("the order of generation {got} was refused: {why}"),
-        );
+        refuse(turn, "order.invalid", format!("the order of generation {got} was refused: {why}"));
         return;
     }
     turn.next.record.generation = got;
@@ -39,55 +36,32 @@ pub(crate) fn accept(desired: Desired, turn: &mut Turn) {
         let model = wanted.model.clone();
         wanted.blocked.truncate(MAX_ORDER_BLOCKED);
         turn.next.record.models.entry(model.clone()).or_default();
-        let order = Box::new(Order {
-            generation: got,
-            wanted,
-        });
+        let order = Box::new(Order { generation: got, wanted });
         turn.with(&model, |unit, turn| step(unit, Step::Ordered(order), turn));
     }
 }
 
 fn refuse(turn: &mut Turn, code: &str, text: String) {
     turn.report_event(Severity::Warning, code, &text, None, None);
-    turn.refuse(Refused {
-        model: None,
-        state: "any",
-        event: "desired",
-        why: text,
-    });
+    turn.refuse(Refused { model: None, state: "any", event: "desired", why: text });
 }
 
 fn check(desired: &Desired, turn: &Turn) -> Result<(), String> {
     if desired.v != 1 {
-        return Err(format!(
-            "it has version {}; this agent reads version 1: update the agent",
-            desired.v
-        ));
+        return Err(format!("it has version {}; this agent reads version 1: update the agent", desired.v));
     }
     let named: BTreeSet<&ModelName> = desired.models.iter().map(|m| &m.model).collect();
     if named.len() != desired.models.len() {
         return Err("it names a model twice".into());
     }
-    let running = turn
-        .next
-        .record
-        .models
-        .iter()
-        .filter(|(_, r)| r.active.is_some())
-        .map(|(m, _)| m);
+    let running = turn.next.record.models.iter().filter(|(_, r)| r.active.is_some()).map(|(m, _)| m);
     let all: BTreeSet<&ModelName> = running.chain(named).collect();
     if all.len() > MAX_MODELS {
-        return Err(format!(
-            "it would make {} models; a device runs at most {MAX_MODELS}",
-            all.len()
-        ));
+        return Err(format!("it would make {} models; a device runs at most {MAX_MODELS}", all.len()));
     }
     for wanted in &desired.models {
         if wanted.version.to_string().len() > MAX_VERSION {
-            return Err(format!(
-                "the version of {} is longer than {MAX_VERSION} characters",
-                wanted.model
-            ));
+            return Err(format!("the version of {} is longer than {MAX_VERSION} characters", wanted.model));
         }
     }
     Ok(())
@@ -98,19 +72,12 @@ fn forget_empty(desired: &Desired, turn: &mut Turn) {
     let Turn { next, after, .. } = turn;
     next.record.models.retain(|model, record| {
         let keep = record.active.is_some() || desired.models.iter().any(|m| m.model == *model);
-        if let Some(digest) = record
-            .ordered()
-            .filter(|_| !keep && record.state.in_flight())
-        {
-            after.effects.push(Effect::Cancel {
-                model: model.clone(),
-                digest,
-            });
+        if let Some(digest) = record.ordered().filter(|_| !keep && record.state.in_flight()) {
+            after.effects.push(Effect::Cancel { model: model.clone(), digest });
         }
         keep
     });
-    next.volatile
-        .retain(|model, _| next.record.models.contains_key(model));
+    next.volatile.retain(|model, _| next.record.models.contains_key(model));
 }
 
 /// Takes one model's order.
@@ -130,17 +97,14 @@ pub(crate) fn take(unit: &mut Unit, order: Order, turn: &mut Turn) {
 
 /// Ends the work on the order before. What runs, on trial or not, is not touched.
 fn supersede(unit: &mut Unit, turn: &mut Turn) {
-    let Some(digest) = unit
-        .record
-        .ordered()
-        .filter(|_| unit.record.state.in_flight())
-    else {
+    let Some(digest) = unit.record.ordered().filter(|_| unit.record.state.in_flight()) else {
         return;
     };
     let model = unit.name.clone();
     match unit.record.state {
         State::Waiting | State::Fetching | State::Verified | State::Staged => {
             turn.effect(Effect::Cancel { model, digest });
+            turn.effect(Effect::Discard { digest });
         }
         State::Activating if turn.next.child_up => turn.effect(Effect::Unload { model, digest }),
         _ => {}
@@ -157,35 +121,23 @@ pub(crate) fn begin(unit: &mut Unit, turn: &mut Turn) {
         return;
     };
     unit.volatile.failures = 0;
-    if unit
-        .record
-        .active
-        .as_ref()
-        .is_some_and(|a| a.digest == digest)
-    {
+    if unit.record.active.as_ref().is_some_and(|a| a.digest == digest) {
         resume_active(unit, turn);
         return;
     }
-    let lifted = turn
-        .next
-        .record
-        .blocked(&unit.name, digest)
-        .is_some_and(|b| b.attempt < order.wanted.attempt);
+    let lifted =
+        turn.next.record.blocked(&unit.name, digest).is_some_and(|b| b.attempt < order.wanted.attempt);
     if lifted {
         turn.next.record.unblock(&unit.name, digest);
         turn.next.record.forget_tries(&unit.name, digest);
     }
     if let Some(blocked) = turn.next.record.blocked(&unit.name, digest) {
         let reason = format!("{version} is blocked on this device: {}", blocked.reason);
-        lifecycle::fail(unit, &kept(&reason), turn);
+        candidate::fail(unit, &kept(&reason), turn);
         return;
     }
     if order.wanted.blocked.contains(&digest) {
-        lifecycle::fail(
-            unit,
-            &format!("the order names {version} and blocks it"),
-            turn,
-        );
+        candidate::fail(unit, &format!("the order names {version} and blocks it"), turn);
         return;
     }
     wait(unit, turn);
@@ -197,11 +149,7 @@ pub(crate) fn wait(unit: &mut Unit, turn: &mut Turn) {
         return;
     };
     unit.enter(State::Waiting, None);
-    let jitter_ms = if order.wanted.rollback {
-        0
-    } else {
-        u64::from(order.wanted.policy.jitter_s) * 1_000
-    };
+    let jitter_ms = if order.wanted.rollback { 0 } else { u64::from(order.wanted.policy.jitter_s) * 1_000 };
     // The digest's first bytes keep two models that were ordered together from starting together.
     let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
     let seed = mix(turn.ctx.seed) ^ u64::from_be_bytes([a, b, c, d, e, f, g, h]);
@@ -228,6 +176,6 @@ fn resume_active(unit: &mut Unit, turn: &mut Turn) {
     unit.enter(State::Probation, None);
     turn.report_job(unit);
     if serving {
-        lifecycle::start_trial(unit, turn);
+        running::start_trial(unit, turn);
     }
 }

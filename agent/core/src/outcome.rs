@@ -19,10 +19,15 @@ pub enum Effect {
         /// Digest of its `bundle.json`.
         digest: Digest,
     },
-    /// Stop a fetch, a staging or a self-test of this bundle if one runs, and drop its staging folder. No answer.
+    /// Stop a fetch, a staging or a self-test of this bundle if one runs. What was fetched stays. No answer.
     Cancel {
         /// Model.
         model: ModelName,
+        /// Bundle.
+        digest: Digest,
+    },
+    /// Drop the staging folder of this bundle. No answer.
+    Discard {
         /// Bundle.
         digest: Digest,
     },

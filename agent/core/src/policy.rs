@@ -50,8 +50,8 @@ pub enum Verdict {
 /// succeeded: then nothing speaks for the new version.
 pub fn judge(policy: &UpdatePolicy, requests: u64, failed: u64, over: bool) -> Verdict {
     let asked = u64::from(policy.trial_requests);
-    let share_too_high = u128::from(failed) * 100
-        > u128::from(policy.trial_max_failed_percent) * u128::from(requests);
+    let share_too_high =
+        u128::from(failed) * 100 > u128::from(policy.trial_max_failed_percent) * u128::from(requests);
     if requests >= asked.max(1) && share_too_high {
         let limit = policy.trial_max_failed_percent;
         return Verdict::Bad(format!(
@@ -65,10 +65,7 @@ pub fn judge(policy: &UpdatePolicy, requests: u64, failed: u64, over: bool) -> V
         return Verdict::Bad(format!("all {requests} requests of its trial failed"));
     }
     let few = (requests < asked).then(|| {
-        format!(
-            "the trial of {} s saw {requests} requests; {asked} were asked for",
-            policy.trial_s
-        )
+        format!("the trial of {} s saw {requests} requests; {asked} were asked for", policy.trial_s)
     });
     Verdict::Passed(few)
 }
@@ -79,11 +76,8 @@ mod tests {
 
     #[test]
     fn a_trial_is_judged_by_its_share_of_failures_once_it_has_seen_enough() {
-        let policy = UpdatePolicy {
-            trial_requests: 20,
-            trial_max_failed_percent: 5,
-            ..UpdatePolicy::default()
-        };
+        let policy =
+            UpdatePolicy { trial_requests: 20, trial_max_failed_percent: 5, ..UpdatePolicy::default() };
         let cases = [
             // requests, failed, over, expected
             (0, 0, false, "open"),
@@ -113,11 +107,8 @@ mod tests {
 
     #[test]
     fn a_limit_of_zero_requests_still_needs_one_to_condemn() {
-        let policy = UpdatePolicy {
-            trial_requests: 0,
-            trial_max_failed_percent: 0,
-            ..UpdatePolicy::default()
-        };
+        let policy =
+            UpdatePolicy { trial_requests: 0, trial_max_failed_percent: 0, ..UpdatePolicy::default() };
         assert_eq!(judge(&policy, 0, 0, false), Verdict::Open);
         assert!(matches!(judge(&policy, 1, 1, false), Verdict::Bad(_)));
         assert_eq!(judge(&policy, 0, 0, true), Verdict::Passed(None));

@@ -31,20 +31,13 @@ pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
     let wanted = &manifest.requires.architectures;
     if !wanted.is_empty() && !wanted.contains(arch) {
         let list: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        return Err(format!(
-            "{what} is for {}; this device is {arch}",
-            list.join(", ")
-        ));
+        return Err(format!("{what} is for {}; this device is {arch}", list.join(", ")));
     }
     let Some(variant) = manifest.variant_for(arch) else {
         return Err(format!("{what} has no variant for {arch}"));
     };
     if let RuntimeKind::Onnx { opsets } = &variant.runtime {
-        let opset = opsets
-            .get("")
-            .or_else(|| opsets.get("ai.onnx"))
-            .copied()
-            .unwrap_or(0);
+        let opset = opsets.get("").or_else(|| opsets.get("ai.onnx")).copied().unwrap_or(0);
         if opset > device.max_opset {
             return Err(format!(
                 "{what} uses ai.onnx operator set {opset}; this agent's runtime knows up to {}: export it with a lower one",
@@ -52,27 +45,14 @@ pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
             ));
         }
     }
-    if let Some(oldest) = manifest
-        .requires
-        .agent_version
-        .as_ref()
-        .filter(|v| **v > device.agent_version)
-    {
-        return Err(format!(
-            "{what} needs agent {oldest} or newer; this is {}",
-            device.agent_version
-        ));
+    if let Some(oldest) = manifest.requires.agent_version.as_ref().filter(|v| **v > device.agent_version) {
+        return Err(format!("{what} needs agent {oldest} or newer; this is {}", device.agent_version));
     }
     let ram = manifest.requires.min_ram_bytes;
     if ram > device.ram_bytes {
-        return Err(format!(
-            "{what} needs {ram} bytes of memory; this device has {}",
-            device.ram_bytes
-        ));
+        return Err(format!("{what} needs {ram} bytes of memory; this device has {}", device.ram_bytes));
     }
-    let missing = manifest
-        .total_bytes()
-        .saturating_sub(device.already_staged_bytes);
+    let missing = manifest.total_bytes().saturating_sub(device.already_staged_bytes);
     let needed = missing.saturating_add(DISK_RESERVE_BYTES);
     if needed > device.disk_free_bytes {
         return Err(format!(

@@ -153,10 +153,7 @@ impl State {
 
     /// Whether the ordered bundle is, or is about to be, in a slot that must be kept.
     pub const fn holds_slot(&self) -> bool {
-        matches!(
-            self,
-            Self::Verified | Self::Staged | Self::SelfTested | Self::Activating | Self::Probation
-        )
+        matches!(self, Self::Verified | Self::Staged | Self::SelfTested | Self::Activating | Self::Probation)
     }
 }
 
@@ -207,23 +204,13 @@ impl Persistent {
 
     /// Why this device will not try a bundle, when it will not.
     pub fn blocked(&self, model: &ModelName, digest: Digest) -> Option<&Blocked> {
-        self.blocked
-            .iter()
-            .find(|b| b.model == *model && b.digest == digest)
+        self.blocked.iter().find(|b| b.model == *model && b.digest == digest)
     }
 
     /// Tries spent on a bundle.
     pub fn tries(&self, model: &ModelName, digest: Digest) -> Tries {
-        let found = self
-            .tries
-            .iter()
-            .find(|t| t.model == *model && t.digest == digest);
-        found.cloned().unwrap_or(Tries {
-            model: model.clone(),
-            digest,
-            self_tests: 0,
-            activations: 0,
-        })
+        let found = self.tries.iter().find(|t| t.model == *model && t.digest == digest);
+        found.cloned().unwrap_or(Tries { model: model.clone(), digest, self_tests: 0, activations: 0 })
     }
 
     pub(crate) fn spend(&mut self, tries: Tries) {
@@ -234,8 +221,7 @@ impl Persistent {
     }
 
     pub(crate) fn forget_tries(&mut self, model: &ModelName, digest: Digest) {
-        self.tries
-            .retain(|t| t.model != *model || t.digest != digest);
+        self.tries.retain(|t| t.model != *model || t.digest != digest);
     }
 
     pub(crate) fn block(&mut self, blocked: Blocked) {
@@ -246,8 +232,7 @@ impl Persistent {
     }
 
     pub(crate) fn unblock(&mut self, model: &ModelName, digest: Digest) {
-        self.blocked
-            .retain(|b| b.model != *model || b.digest != digest);
+        self.blocked.retain(|b| b.model != *model || b.digest != digest);
     }
 }
 

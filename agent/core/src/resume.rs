@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use plimsoll_protocol::wire::v1::Severity;
 use plimsoll_protocol::{Digest, Generation, ModelName};
 
+use crate::candidate::self_test;
 use crate::core::Core;
 use crate::event::Ctx;
-use crate::lifecycle::{roll_back, self_test};
 use crate::orders::wait;
 use crate::outcome::{Effect, Outcome};
 use crate::policy::budget;
 use crate::record::{Installed, MAX_MODELS, ModelRecord, Persistent, State};
+use crate::running::roll_back;
 use crate::turn::{Turn, Unit};
 
 /// A whole slot: its manifest has the digest that names it, and its files are those of the manifest.
@@ -44,10 +45,7 @@ impl Core {
     ///
     /// The core is usable even when the outcome cannot be committed: it then serves what the record says.
     pub fn resume(record: Persistent, observed: &Observed, ctx: &Ctx) -> (Self, Outcome) {
-        let core = Self {
-            record,
-            ..Self::default()
-        };
+        let core = Self { record, ..Self::default() };
         let mut turn = Turn::new(&core, *ctx);
         turn.each(|unit, turn| {
             keep_what_is_there(unit, observed, turn);
@@ -75,31 +73,18 @@ fn keep_what_is_there(unit: &mut Unit, observed: &Observed, turn: &mut Turn) {
     if whole(&active) {
         if active.trial_passed {
             let generation = turn.next.record.generation;
-            turn.effect(Effect::MarkProven {
-                digest: active.digest,
-                generation,
-            });
+            turn.effect(Effect::MarkProven { digest: active.digest, generation });
         }
         unit.record.active = Some(active);
         return;
     }
     unit.record.active = unit.record.previous.take();
-    let instead = unit
-        .record
-        .active
-        .as_ref()
-        .map_or("nothing".to_owned(), |p| p.version.to_string());
+    let instead = unit.record.active.as_ref().map_or("nothing".to_owned(), |p| p.version.to_string());
     let text = format!(
         "the slot of {} {} ({:?}) is missing or damaged; {instead} is served until it is fetched again",
         unit.name, active.version, active.digest
     );
-    turn.report_event(
-        Severity::Alarm,
-        "slot.lost",
-        &text,
-        Some(&unit.name),
-        Some(active.digest),
-    );
+    turn.report_event(Severity::Alarm, "slot.lost", &text, Some(&unit.name), Some(active.digest));
     if unit.record.ordered() == Some(active.digest) {
         wait(unit, turn);
     }
@@ -107,10 +92,7 @@ fn keep_what_is_there(unit: &mut Unit, observed: &Observed, turn: &mut Turn) {
 
 /// Takes the order up again from its last durable point.
 fn go_on(unit: &mut Unit, observed: &Observed, turn: &mut Turn) {
-    let whole = unit
-        .record
-        .ordered()
-        .is_some_and(|d| observed.slots.contains_key(&d));
+    let whole = unit.record.ordered().is_some_and(|d| observed.slots.contains_key(&d));
     match unit.record.state {
         // Holds and fetches start again, spread like the first time: power returns to a whole fleet at once.
         State::Waiting if unit.volatile.hold_until.is_some() => {}
@@ -140,11 +122,7 @@ fn retry_trial(unit: &mut Unit, turn: &mut Turn) {
     let mut tries = turn.next.record.tries(&unit.name, digest);
     let most = budget(&order.wanted.policy);
     if tries.activations >= most {
-        roll_back(
-            unit,
-            &format!("the agent was stopped {most} times while it was on trial"),
-            turn,
-        );
+        roll_back(unit, &format!("the agent was stopped {most} times while it was on trial"), turn);
         return;
     }
     tries.activations += 1;
@@ -155,26 +133,17 @@ impl Persistent {
     /// A record for a device that lost its anchor: every model's newest proven slot is active, the one before it is
     /// previous, and nothing that was not proven is believed.
     pub fn rebuild(observed: &Observed) -> Self {
-        let mut proven: Vec<(Generation, Digest, &SlotFacts)> = observed
-            .slots
-            .iter()
-            .filter_map(|(d, s)| s.proven.map(|g| (g, *d, s)))
-            .collect();
+        let mut proven: Vec<(Generation, Digest, &SlotFacts)> =
+            observed.slots.iter().filter_map(|(d, s)| s.proven.map(|g| (g, *d, s))).collect();
         proven.sort_by_key(|(generation, digest, _)| (std::cmp::Reverse(*generation), *digest));
-        let mut record = Self::default();
         // One below the newest mark, so that the order that made it, still retained at the broker, is taken again.
-        record.generation = proven
-            .first()
-            .map_or(0, |(generation, ..)| generation.saturating_sub(1));
+        let generation = proven.first().map_or(0, |(generation, ..)| generation.saturating_sub(1));
+        let mut record = Self { generation, ..Self::default() };
         for (_, digest, facts) in proven {
             if record.models.len() == MAX_MODELS && !record.models.contains_key(&facts.model) {
                 continue;
             }
-            let installed = Installed {
-                version: facts.version.clone(),
-                digest,
-                trial_passed: true,
-            };
+            let installed = Installed { version: facts.version.clone(), digest, trial_passed: true };
             let model: &mut ModelRecord = record.models.entry(facts.model.clone()).or_default();
             if model.active.is_none() {
                 model.active = Some(installed);

@@ -37,20 +37,12 @@ mod tests {
 
     #[test]
     fn the_ceiling_doubles_up_to_the_cap_and_never_overflows() {
-        for (failures, ceiling) in [
-            (0, 2_000),
-            (1, 2_000),
-            (2, 4_000),
-            (5, 32_000),
-            (11, CAP_MS),
-            (u32::MAX, CAP_MS),
-        ] {
+        for (failures, ceiling) in
+            [(0, 2_000), (1, 2_000), (2, 4_000), (5, 32_000), (11, CAP_MS), (u32::MAX, CAP_MS)]
+        {
             let delays = (0..2_000).map(|seed| backoff_ms(failures, seed));
             let most = delays.max().unwrap();
-            assert!(
-                most <= ceiling,
-                "{failures} failures: {most} ms is above {ceiling}"
-            );
+            assert!(most <= ceiling, "{failures} failures: {most} ms is above {ceiling}");
             assert!(
                 most > ceiling * 9 / 10,
                 "{failures} failures: 2,000 draws stay under {most} of {ceiling}"

@@ -42,15 +42,11 @@ impl Unit {
     }
 
     pub fn overdue(&self, turn: &Turn) -> bool {
-        self.volatile
-            .deadline
-            .is_some_and(|at| at <= turn.ctx.mono_ms)
+        self.volatile.deadline.is_some_and(|at| at <= turn.ctx.mono_ms)
     }
 
     pub fn held(&self, turn: &Turn) -> bool {
-        self.volatile
-            .hold_until
-            .is_some_and(|at| at > turn.ctx.mono_ms)
+        self.volatile.hold_until.is_some_and(|at| at > turn.ctx.mono_ms)
     }
 
     /// The active version answers requests.
@@ -69,12 +65,7 @@ impl Unit {
 
     pub fn refusal(&self, event: &'static str, why: &str) -> Refused {
         let model = Some(self.name.clone());
-        Refused {
-            model,
-            state: self.record.state.name(),
-            event,
-            why: why.to_owned(),
-        }
+        Refused { model, state: self.record.state.name(), event, why: why.to_owned() }
     }
 }
 
@@ -88,11 +79,7 @@ pub(crate) struct Turn {
 
 impl Turn {
     pub fn new(core: &Core, ctx: Ctx) -> Self {
-        Self {
-            next: core.clone(),
-            ctx,
-            after: After::default(),
-        }
+        Self { next: core.clone(), ctx, after: After::default() }
     }
 
     /// Works on one model; says whether there is such a model.
@@ -105,18 +92,11 @@ impl Turn {
             return false;
         };
         let volatile = self.next.volatile.remove(model).unwrap_or_default();
-        let mut unit = Unit {
-            name: model.clone(),
-            record,
-            volatile,
-        };
+        let mut unit = Unit { name: model.clone(), record, volatile };
         if let Err(refused) = work(&mut unit, self) {
             self.refuse(refused);
         }
-        self.next
-            .record
-            .models
-            .insert(unit.name.clone(), unit.record);
+        self.next.record.models.insert(unit.name.clone(), unit.record);
         self.next.volatile.insert(unit.name, unit.volatile);
         true
     }
@@ -172,18 +152,9 @@ impl Turn {
 
     /// Remembers a bundle as bad, under the attempt of the order that is at work on it.
     pub fn block(&mut self, unit: &Unit, digest: Digest, reason: &str) {
-        let order = unit
-            .record
-            .order
-            .as_ref()
-            .filter(|o| o.wanted.digest == digest);
+        let order = unit.record.order.as_ref().filter(|o| o.wanted.digest == digest);
         let attempt = order.map_or(0, |o| o.wanted.attempt);
-        self.next.record.block(Blocked {
-            model: unit.name.clone(),
-            digest,
-            reason: kept(reason),
-            attempt,
-        });
+        self.next.record.block(Blocked { model: unit.name.clone(), digest, reason: kept(reason), attempt });
         self.next.record.forget_tries(&unit.name, digest);
     }
 
@@ -191,17 +162,11 @@ impl Turn {
     pub fn finish(mut self, before: &Core) -> Outcome {
         let kept = self.next.record.slots();
         for digest in before.record.slots().difference(&kept) {
-            self.after
-                .effects
-                .push(Effect::DeleteSlot { digest: *digest });
+            self.after.effects.push(Effect::DeleteSlot { digest: *digest });
         }
         self.after.wake_mono_ms = self.next.next_wake_mono_ms();
         let changed = self.next.record != before.record;
-        Outcome {
-            next: self.next,
-            changed,
-            after: self.after,
-        }
+        Outcome { next: self.next, changed, after: self.after }
     }
 }
 
@@ -222,9 +187,9 @@ pub(crate) fn job_report(model: &ModelName, record: &ModelRecord, held: bool) ->
         State::NotApplicable { .. } => JobPhase::NotApplicable,
     };
     let reason = match &record.state {
-        State::Failed { reason }
-        | State::RolledBack { reason }
-        | State::NotApplicable { reason } => Some(reason.clone()),
+        State::Failed { reason } | State::RolledBack { reason } | State::NotApplicable { reason } => {
+            Some(reason.clone())
+        }
         _ => None,
     };
     Some(JobReport {

@@ -1,0 +1,147 @@
+//! The version that runs: its trial, the return to the one before, and keeping it loaded.
+
+use plimsoll_protocol::Digest;
+use plimsoll_protocol::wire::v1::Severity;
+
+use crate::outcome::{Effect, Refused};
+use crate::policy::{RELOADS, SERVE_DEADLINE_MS, Verdict, judge};
+use crate::record::{Installed, State, kept};
+use crate::retry::backoff_ms;
+use crate::turn::{Turn, Unit};
+
+/// Starts the trial's clock. A version that returned by an order to roll back has had its trial.
+pub(crate) fn start_trial(unit: &mut Unit, turn: &mut Turn) {
+    unit.volatile.deadline = None;
+    if unit.trial_passed() {
+        pass(unit, None, turn);
+    } else if unit.volatile.trial_ends.is_none() {
+        let trial_s = unit.record.order.as_ref().map_or(0, |o| o.wanted.policy.trial_s);
+        unit.volatile.trial_ends = Some(turn.ctx.mono_ms + u64::from(trial_s) * 1_000);
+    }
+}
+
+pub(crate) fn end_trial(unit: &mut Unit, over: bool, turn: &mut Turn) {
+    let Some(order) = &unit.record.order else {
+        return;
+    };
+    let (requests, failed) = unit.volatile.trial_seen;
+    match judge(&order.wanted.policy, requests, failed, over) {
+        Verdict::Open => {}
+        Verdict::Bad(reason) => roll_back(unit, &reason, turn),
+        Verdict::Passed(remark) => pass(unit, remark, turn),
+    }
+}
+
+fn pass(unit: &mut Unit, remark: Option<String>, turn: &mut Turn) {
+    let Some(active) = &mut unit.record.active else {
+        return;
+    };
+    active.trial_passed = true;
+    let digest = active.digest;
+    turn.next.record.forget_tries(&unit.name, digest);
+    turn.effect(Effect::MarkProven { digest, generation: turn.next.record.generation });
+    unit.enter(State::Active, None);
+    match remark {
+        Some(remark) => turn.report_job_because(unit, &remark),
+        None => turn.report_job(unit),
+    }
+}
+
+/// Returns to the previous version, or to none on a device that had none: what was found bad does not go on.
+pub(crate) fn roll_back(unit: &mut Unit, reason: &str, turn: &mut Turn) {
+    let Some(bad) = unit.record.active.take() else {
+        return;
+    };
+    turn.block(unit, bad.digest, reason);
+    replace_active(unit, &bad, turn);
+    let back =
+        unit.record.active.as_ref().map_or("nothing, for nothing ran before".to_owned(), |a| {
+            format!("{} ({:?})", a.version, a.digest)
+        });
+    let text =
+        format!("{} {} ({:?}) was rolled back to {back}: {reason}", unit.name, bad.version, bad.digest);
+    turn.report_event(Severity::Alarm, "rolled_back", &text, Some(&unit.name), Some(bad.digest));
+    if unit.record.ordered() == Some(bad.digest) {
+        unit.enter(State::RolledBack { reason: kept(reason) }, None);
+        turn.report_job(unit);
+    }
+}
+
+/// Serves the previous version instead of one that leaves.
+fn replace_active(unit: &mut Unit, bad: &Installed, turn: &mut Turn) {
+    unit.record.active = unit.record.previous.take();
+    unit.volatile.trial_ends = None;
+    unit.volatile.trial_seen = (0, 0);
+    unit.volatile.reloads = 0;
+    match &unit.record.active {
+        Some(back) => {
+            let digest = back.digest;
+            turn.effect(Effect::MarkProven { digest, generation: turn.next.record.generation });
+            load_active(unit, turn);
+        }
+        None if turn.next.child_up => {
+            unit.volatile.loaded.remove(&bad.digest);
+            turn.effect(Effect::Unload { model: unit.name.clone(), digest: bad.digest });
+        }
+        None => {}
+    }
+}
+
+pub(crate) fn rollback_asked(unit: &mut Unit, turn: &mut Turn) -> Result<(), Refused> {
+    let refusal = |unit: &Unit, why: &str| Err(unit.refusal("rollback_asked", why));
+    let Some(previous) = &unit.record.previous else {
+        return refusal(unit, "there is no previous version on this device");
+    };
+    let revoked = unit.record.order.as_ref().is_some_and(|o| o.wanted.blocked.contains(&previous.digest));
+    if revoked || turn.next.record.blocked(&unit.name, previous.digest).is_some() {
+        return refusal(unit, "the previous version is blocked");
+    }
+    roll_back(unit, "an operator asked for it on the device", turn);
+    Ok(())
+}
+
+/// The active version has served before and now does not load.
+pub(crate) fn reload(unit: &mut Unit, reason: &str, turn: &mut Turn) {
+    let Some(active) = unit.record.active.clone() else {
+        return;
+    };
+    unit.volatile.reloads = unit.volatile.reloads.saturating_add(1);
+    let text = format!("{} {} ({:?}) does not load: {reason}", unit.name, active.version, active.digest);
+    turn.report_event(Severity::Alarm, "serve.load_failed", &text, Some(&unit.name), Some(active.digest));
+    if unit.volatile.reloads < RELOADS || unit.record.previous.is_none() {
+        let delay = backoff_ms(unit.volatile.reloads, turn.ctx.seed);
+        unit.volatile.reload_at = Some(turn.ctx.mono_ms + delay);
+        return;
+    }
+    roll_back(unit, &format!("it failed to load {RELOADS} times in a row: {reason}"), turn);
+}
+
+/// Orders the active version into the child. Does nothing while the child is down: its start does the same.
+pub(crate) fn load_active(unit: &mut Unit, turn: &mut Turn) {
+    unit.volatile.reload_at = None;
+    let Some(active) = unit.record.active.clone().filter(|_| turn.next.child_up) else {
+        return;
+    };
+    if unit.record.state == State::Probation {
+        unit.volatile.deadline = Some(turn.ctx.mono_ms + SERVE_DEADLINE_MS);
+    }
+    let (model, digest) = (unit.name.clone(), active.digest);
+    turn.effect(if unit.volatile.loaded.contains(&digest) {
+        Effect::Serve { model, digest }
+    } else {
+        Effect::Load { model, version: active.version, digest }
+    });
+}
+
+pub(crate) fn unload_others(unit: &mut Unit, turn: &mut Turn) {
+    let Some(active) = unit.record.active.as_ref().map(|a| a.digest) else {
+        return;
+    };
+    let candidate = unit.record.ordered().filter(|_| unit.record.state == State::Activating);
+    let others: Vec<Digest> =
+        unit.volatile.loaded.iter().copied().filter(|d| *d != active && Some(*d) != candidate).collect();
+    for digest in others {
+        unit.volatile.loaded.remove(&digest);
+        turn.effect(Effect::Unload { model: unit.name.clone(), digest });
+    }
+}
