@@ -4,6 +4,7 @@
 //! targets, a team its model's role, each far from the server; the server only says what is current.
 
 mod publish;
+mod read;
 
 use serde_json::{Value, json};
 
@@ -12,6 +13,7 @@ use super::{Key, KeyPair, Signer, TrustError, canonical};
 use crate::{ModelName, UnixSeconds};
 
 pub use publish::{Change, Repository};
+pub use read::Current;
 
 /// A day.
 pub const DAY_S: i64 = 24 * 60 * 60;

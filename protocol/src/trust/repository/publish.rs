@@ -110,6 +110,11 @@ impl Repository {
         let mut next = self.clone();
         let mut documents = Vec::new();
         for (name, envelope) in &upload.roles {
+            if role_file(name) != format!("{name}.json") {
+                return Err(TrustError::Upload(format!(
+                    "role name {name:?}: only A-Z a-z 0-9 _ . - ~ are taken here"
+                )));
+            }
             let bytes = to_bytes(envelope);
             let version =
                 next.newer::<Targets>(name, self.roles.get(name), &bytes, MAX_TARGETS_BYTES, now)?;

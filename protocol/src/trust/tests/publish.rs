@@ -149,3 +149,30 @@ fn a_fresh_timestamp_is_signed_without_a_new_snapshot_until_half_of_its_life() {
     let names: Vec<&str> = late.documents.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["2.snapshot.json", "timestamp.json"]);
 }
+
+#[test]
+fn a_signer_builds_on_what_it_can_verify_only() {
+    use super::super::repository::Current;
+    let state = initialised().state(&online());
+    let pinned = to_bytes(&root(1, &[1, 2]));
+    let current = Current::read(&state, Some(&pinned)).unwrap().unwrap();
+    assert_eq!(current.target(MANIFEST).unwrap().unwrap().sha256(), crate::Digest::of(b"one"));
+    assert_eq!(current.target("bundles/meter/9.9.9/bundle.json").unwrap(), None);
+    // A role that a stolen server made up.
+    let mut forged = state.clone();
+    forged.roles.insert("meter".into(), role(2, "meter", 77, &[("6.6.6", b"evil")]).1);
+    let error = Current::read(&forged, Some(&pinned)).unwrap_err();
+    assert!(matches!(&error, TrustError::Signatures { role, valid: 0, .. } if role == "meter"), "{error}");
+    // A root that it made up: of the same version, of the next, of a later one.
+    for (version, expect) in [(1, "another root.json version 1"), (2, "0 valid signatures"), (3, "version 3")]
+    {
+        let body = Root::of(&root_keys(&[71], 1, 3, 4, 5));
+        let fake = sign_next(Some(version - 1), body, NOW, OFFLINE_LIFETIME_S, &[&key(71)]).unwrap();
+        let forged = crate::api::TrustState { root: Some(fake), ..state.clone() };
+        let error = Current::read(&forged, Some(&pinned)).unwrap_err().to_string();
+        assert!(error.contains(expect), "{error}");
+    }
+    // The owner's next root is followed.
+    let next = crate::api::TrustState { root: Some(root(2, &[1, 2])), ..state };
+    assert_eq!(Current::read(&next, Some(&pinned)).unwrap().unwrap().root.version, 2);
+}
