@@ -81,6 +81,8 @@ pub(super) struct Link {
     stream: Box<dyn Duplex>,
     kick: watch::Receiver<Option<Kick>>,
     write_time: Duration,
+    /// A write was given up half-way: what follows would be taken for the rest of that packet.
+    is_torn: bool,
 }
 
 /// Who is at the other end.
@@ -94,9 +96,13 @@ pub(super) async fn serve(shared: Arc<Shared>, arrival: Arrival) {
     let Arrival { stream, door, peer, connect_by, handshake } = arrival;
     // Replaced by the registry's when the peer gets its seat.
     let (_no_kick, kick) = watch::channel(None);
-    let mut link = Link { session: Session::new(), stream, kick, write_time: shared.limits.write_time };
+    let mut link =
+        Link { session: Session::new(), stream, kick, write_time: shared.limits.write_time, is_torn: false };
 
-    let greeted = timeout_at(connect_by, greet(&shared, &mut link, door, peer)).await;
+    let greeted = tokio::select! {
+        () = shared.stopped() => return,
+        greeted = timeout_at(connect_by, greet(&shared, &mut link, door, peer)) => greeted,
+    };
     drop(handshake);
     let (mut role, rest, silence) = match greeted {
         Ok(Ok(greeted)) => greeted,
@@ -280,14 +286,17 @@ impl Link {
             self.stream.write_all(&output).await?;
             self.stream.flush().await
         };
+        self.is_torn = true;
         tokio::select! {
-            why = kicked(&mut self.kick) => Err(End::Kicked(why)),
+            why = kicked(&mut self.kick) => return Err(End::Kicked(why)),
             written = timeout(self.write_time, write) => match written {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(_)) => Err(End::Lost),
-                Err(_) => Err(End::WriteTimeout),
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(End::Lost),
+                Err(_) => return Err(End::WriteTimeout),
             }
         }
+        self.is_torn = false;
+        Ok(())
     }
 
     /// Waits for `what`, unless the server wants the connection gone.
@@ -301,7 +310,9 @@ impl Link {
     async fn last_words(&mut self) {
         let output = std::mem::take(self.session.output());
         let say = async {
-            self.stream.write_all(&output).await?;
+            if !self.is_torn {
+                self.stream.write_all(&output).await?;
+            }
             self.stream.shutdown().await
         };
         let _the_peer_may_be_gone = timeout(LAST_WORDS, say).await;

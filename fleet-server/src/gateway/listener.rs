@@ -29,7 +29,6 @@ pub(super) enum Kind {
 
 /// Accepts until the gateway stops.
 pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, kind: Kind) {
-    let mut stopping = shared.stopping.subscribe();
     loop {
         let next = async {
             // Without a permit the listen queue waits, which costs nothing.
@@ -38,7 +37,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, kind: Kin
             Ok::<_, io::Error>((stream, peer, handshake))
         };
         let accepted = tokio::select! {
-            _stop = stopping.wait_for(|stop| *stop) => return,
+            () = shared.stopped() => return,
             accepted = next => accepted,
         };
         match accepted {
@@ -78,7 +77,11 @@ async fn welcome(
     handshake: OwnedSemaphorePermit,
 ) {
     let connect_by = Instant::now() + shared.limits.handshake_time;
-    let (stream, door) = match timeout_at(connect_by, secure(tcp, kind)).await {
+    let secured = tokio::select! {
+        () = shared.stopped() => return,
+        secured = timeout_at(connect_by, secure(tcp, kind)) => secured,
+    };
+    let (stream, door) = match secured {
         Ok(Ok(secured)) => secured,
         Ok(Err(error)) => {
             shared.counters.handshakes_failed.one();

@@ -124,6 +124,13 @@ struct Shared {
 }
 
 impl Shared {
+    /// Returns when the gateway is to stop.
+    async fn stopped(&self) {
+        let mut stopping = self.stopping.subscribe();
+        // Fails only without a sender, and this is its owner.
+        let _stop = stopping.wait_for(|stop| *stop).await;
+    }
+
     /// Reports a security event, within reason.
     fn refused(&self, refused: Refused) {
         let now = self.started.elapsed();

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use plimsoll_protocol::wire::v1::Up;
+use plimsoll_protocol::wire::v1::{Down, Up};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::harness::{Fixture, Mode, PATIENCE, TOKEN, roomy, up};
+use super::harness::{Fixture, Mode, PATIENCE, TOKEN, id, roomy, up};
 use super::raw::{Hello, PUBACK, Raw, V, packet};
 use crate::gateway::Limits;
 
@@ -173,4 +173,36 @@ async fn a_storm_of_refusals_is_counted_but_not_all_of_it_reported() {
     let reported = on.store.seen.lock().unwrap().refusals().len();
     assert!((100..150).contains(&reported), "{reported}");
     assert_eq!(stats.refusals_not_reported, 150 - reported as u64);
+}
+
+#[tokio::test]
+async fn half_open_handshakes_do_not_hold_up_a_shutdown() {
+    let on = Fixture::start().await;
+    let _silent = TcpStream::connect(on.gateway.devices_address()).await.unwrap();
+    let mut half = TcpStream::connect(on.gateway.dashboards_address()).await.unwrap();
+    half.write_all(&[0x10, 60, 0, 4]).await.unwrap();
+    while on.gateway.stats().accepted < 2 {
+        tokio::task::yield_now().await;
+    }
+    // They have until the end of PATIENCE; a shutdown that waited for them would be given up as well.
+    timeout(PATIENCE / 2, on.gateway.shutdown(PATIENCE)).await.expect("stopped at once");
+}
+
+#[tokio::test]
+async fn a_packet_cut_short_is_not_completed_by_a_goodbye() {
+    let on = Fixture::start().await;
+    let (ours, theirs) = tokio::io::duplex(64);
+    let (gateway, certificate) = (on.gateway.clone(), on.device_certificate(CAM));
+    let peer = "10.0.0.1:5".parse().unwrap();
+    let served = tokio::spawn(async move { gateway.serve_stream(theirs, certificate, peer).await });
+    let mut cam = Raw::over(ours, V::Five);
+    assert_eq!(cam.connect(&Hello::new(CAM)).await, 0);
+    assert_eq!(cam.subscribe(&["plimsoll/1/acme/cam-1/dn/+"]).await, [1]);
+    on.gateway.send(&id(CAM), Down::Ack, vec![b'x'; 300].into(), false).unwrap();
+    let mut packet = vec![0; 32]; // its beginning: the rest does not fit into the pipe
+    cam.stream.read_exact(&mut packet).await.unwrap();
+    assert!(on.gateway.kick(&id(CAM)));
+    cam.stream.read_to_end(&mut packet).await.unwrap();
+    assert!(packet.ends_with(b"xxx"), "{packet:?}");
+    served.await.unwrap();
 }
