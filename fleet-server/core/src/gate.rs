@@ -46,8 +46,10 @@ pub struct Tally {
     pub away: u64,
     /// Left the fleet.
     pub gone: u64,
-    /// Failed or silent, and a person resumed knowing it: count for no gate.
-    pub accepted: u64,
+    /// Failed, and a person resumed knowing it: counts for no gate.
+    pub accepted_failed: u64,
+    /// Silent, and a person resumed knowing it: counts for no gate.
+    pub accepted_silent: u64,
 }
 
 impl Tally {
@@ -56,9 +58,14 @@ impl Tally {
         self.active + self.failed
     }
 
+    /// Failed or silent, and a person resumed knowing it.
+    pub const fn accepted(&self) -> u64 {
+        self.accepted_failed + self.accepted_silent
+    }
+
     /// Devices that fill a place of their stage: all that have it, may have it or may yet get it.
     pub const fn filling(&self) -> u64 {
-        self.active + self.failed + self.silent + self.under_way + self.away + self.accepted
+        self.active + self.failed + self.silent + self.under_way + self.away + self.accepted()
     }
 }
 
@@ -71,7 +78,8 @@ impl std::ops::AddAssign for Tally {
         self.not_applicable += other.not_applicable;
         self.away += other.away;
         self.gone += other.gone;
-        self.accepted += other.accepted;
+        self.accepted_failed += other.accepted_failed;
+        self.accepted_silent += other.accepted_silent;
     }
 }
 
@@ -160,8 +168,12 @@ impl Share {
             && stats::evidence_above(limit, self.bad, n) >= 1.0 / alpha
         {
             let bound = stats::lower_bound(self.bad, n, alpha);
+            let even_if = match tally.under_way {
+                0 => String::new(),
+                n => format!(" (the {n} still under way counted as good)"),
+            };
             let text = format!(
-                "{counted}; at {} confidence more than {} of the fleet would, above the limit of {}",
+                "{counted}; at {} confidence more than {} of the fleet would{even_if}, above the limit of {}",
                 percent(gate.confidence * 100.0),
                 percent(bound * 100.0),
                 percent(self.limit_percent),
@@ -209,7 +221,7 @@ pub(crate) fn devices(n: u64) -> String {
 /// Two significant digits below ten, none after the point above: `3.9 %`, `0.04 %`, `58 %`.
 pub(crate) fn percent(value: f64) -> String {
     let text = match value {
-        v if v >= 99.0 && v < 100.0 => format!("{v:.2}"),
+        v if (99.0..100.0).contains(&v) => format!("{v:.2}"),
         v if v >= 10.0 => format!("{v:.0}"),
         v if v >= 0.1 || v == 0.0 => format!("{v:.1}"),
         v => format!("{v:.2}"),
@@ -286,7 +298,10 @@ mod tests {
 
     #[test]
     fn what_a_person_accepted_counts_for_no_gate() {
-        check(Tally { active: 1, accepted: 50, ..Tally::default() }, Verdict::Pass);
+        check(
+            Tally { active: 1, accepted_failed: 30, accepted_silent: 20, ..Tally::default() },
+            Verdict::Pass,
+        );
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub enum Outcome {
         /// When it will count as silent; `None` while a connected device says that it waits.
         until_ms: Option<UnixMillis>,
     },
-    /// Not connected since the order, or waiting when it left.
+    /// Not connected since the order, or waiting when it left, or recalled before it answered.
     Away,
     /// No longer a device of this fleet.
     Gone,
@@ -71,7 +71,8 @@ pub fn answer(
     now_ms: UnixMillis,
 ) -> Option<Answer> {
     let target = &state.target.digest;
-    let contradicted = seen.matches && seen.running.is_some() && !seen.runs(target);
+    let contradicted =
+        member.recalled.is_none() && seen.matches && seen.running.is_some() && !seen.runs(target);
     let stands = |a: &Answer| a.phase != JobPhase::Active || !contradicted;
     let reported = current_job(state, member, seen)
         .filter(|j| j.phase.is_end() && j.phase != JobPhase::Superseded)
@@ -99,6 +100,13 @@ fn current_job<'a>(state: &RolloutState, member: &Member, seen: &'a DeviceView) 
 
 fn without_answer(state: &RolloutState, member: &Member, seen: &DeviceView, now: Now) -> Outcome {
     let Some(reached_ms) = member.reached_ms else { return Outcome::Away };
+    if let Some(recall) = &member.recalled {
+        // Nothing is awaited of the order any more; until the device is back, the way back is.
+        return match recall.done_ms {
+            Some(_) => Outcome::Away,
+            None => Outcome::UnderWay { phase: None, until_ms: None },
+        };
+    }
     let job = current_job(state, member, seen).filter(|j| !j.phase.is_end());
     let phase = job.map(|j| j.phase);
     let last_ms =

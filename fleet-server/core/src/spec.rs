@@ -178,14 +178,14 @@ impl ValidSpec {
                 None => "stops it only if none comes through".to_owned(),
             };
             warnings.push(format!(
-                "before the last stage {} have the version, and the gate {able}; to stop one with {} {what} there, \
-                 about {} would do",
+                "the gate before the last stage, with at most {} there, {able}; to stop a version with {} {what} \
+                 there, about {} would do",
                 gate::devices(seen), gate::percent(bad), gate::devices(needed),
             ));
         }
         if u64::from(gate.min_sample) > seen {
             warnings.push(format!(
-                "gate.min_sample is {}, but {} at most answer before the last stage: judged when all of them have",
+                "gate.min_sample is {}, with at most {} before the last stage: judged when all of them have answered",
                 gate.min_sample, gate::devices(seen),
             ));
         }

@@ -20,13 +20,13 @@ pub(super) fn advance(work: &mut Work<'_>) {
     let mut readings = gate::judge(&work.next.spec.gate, &census.all, &open);
     readings.extend(work.view.readings.iter().cloned());
     let worst = gate::worst(&readings).cloned();
-    if let Some(breach) = worst.as_ref().filter(|r| r.verdict == Verdict::Breach) {
-        if stop(work, breach) {
-            return;
-        }
+    if let Some(breach) = worst.as_ref().filter(|r| r.verdict == Verdict::Breach)
+        && stop(work, breach)
+    {
+        return;
     }
     if work.next.status == RolloutStatus::Paused {
-        work.because(format!("paused: {}", work.next.reason));
+        work.because(work.next.reason.clone());
         return;
     }
     let doubt = worst.filter(|r| r.verdict == Verdict::Doubt);
@@ -83,7 +83,7 @@ fn serve(work: &mut Work<'_>, stage: usize, census: &Census, doubt: Option<Readi
         }
     }
     if work.next.is_last(stage) {
-        complete(work, census);
+        complete(work, census, doubt);
     } else {
         let idle = census.stages.get(stage).and_then(|c| nobody_runs_it(work, stage, c));
         start(work, stage + 1, census, doubt.map(|r| r.text).or(idle));
@@ -122,7 +122,7 @@ pub(crate) fn holding(
         ));
     }
     let fill_until_ms = now.heard_from(opened.opened_ms).saturating_add(patience_ms);
-    if unfilled > 0 && (now_ms < fill_until_ms || tally.filling() == 0) {
+    if unfilled > 0 && now_ms < fill_until_ms {
         return Some(format!(
             "{} of {} places filled; no other matching device is connected",
             tally.filling(),
@@ -180,7 +180,7 @@ fn fill(work: &mut Work<'_>, stage: usize, free: u64) -> Vec<DeviceId> {
 fn nobody_runs_it(work: &Work<'_>, stage: usize, counts: &StageCensus) -> Option<String> {
     let tally = &counts.tally;
     let places = work.next.stages.get(stage).map_or(0, |s| s.places);
-    (places > 0 && tally.active == 0 && tally.accepted == 0).then(|| {
+    (places > 0 && tally.active == 0 && tally.accepted() == 0).then(|| {
         format!(
             "no device of {} runs the version ({} cannot run it, {} not connected)",
             stage_name(&work.next.spec, stage),
@@ -195,16 +195,18 @@ fn finish_stage(work: &mut Work<'_>, stage: usize, counts: &StageCensus) {
     if let Some(state) = work.next.stages.get_mut(stage) {
         state.done_ms = Some(now_ms);
     }
-    let text = format!("{} is done: {}", stage_name(&work.next.spec, stage), gate_words(&counts.tally));
+    let text = format!("{} is done: {}", stage_name(&work.next.spec, stage), tally_words(&counts.tally));
     work.decide(text);
 }
 
-fn complete(work: &mut Work<'_>, census: &Census) {
+/// The last stage is done. There is nobody left to protect, so a doubt is said and not asked about.
+fn complete(work: &mut Work<'_>, census: &Census, doubt: Option<Reading>) {
     work.next.status = RolloutStatus::Completed;
     work.next.ended_ms = Some(work.now_ms);
+    let doubt = doubt.map(|r| format!(" (look at them: {})", r.text)).unwrap_or_default();
     work.decide(format!(
-        "completed: {}; it stays the goal of every device that matches",
-        gate_words(&census.all)
+        "completed: {}{doubt}; it stays the goal of every device that matches",
+        tally_words(&census.all)
     ));
 }
 
@@ -226,7 +228,7 @@ fn start(work: &mut Work<'_>, stage: usize, census: &Census, doubt: Option<Strin
     let fleet = in_fleet + work.candidates().count() as u64;
     let last = work.next.is_last(stage);
     let places = reach(&spec, fleet).saturating_sub(in_fleet);
-    if fleet == 0 {
+    if fleet == 0 && work.members().next().is_none() {
         work.because(format!("{name} has not started: no device matches"));
         return;
     }
@@ -245,12 +247,12 @@ fn start(work: &mut Work<'_>, stage: usize, census: &Census, doubt: Option<Strin
     work.decide(text);
 }
 
-fn gate_words(tally: &gate::Tally) -> String {
+fn tally_words(tally: &gate::Tally) -> String {
     let parts = [
         (tally.active, "active"),
         (tally.failed, "failed"),
         (tally.silent, "silent"),
-        (tally.accepted, "failed or silent and accepted"),
+        (tally.accepted(), "failed or silent and accepted"),
         (tally.not_applicable, "not applicable"),
         (tally.away, "not connected"),
         (tally.under_way, "under way"),

@@ -18,12 +18,14 @@ pub(super) fn begin(work: &mut Work<'_>, why: &str) {
     queue.iter().for_each(|(_, device)| work.recall(device));
     let nowhere = match homeless {
         0 => String::new(),
-        n => format!("; {} had no other version before and keep what they run", devices(n)),
+        n => format!("; no other version was there before on {}: what runs stays", devices(n)),
     };
+    let back = queue.len() as u64 - homeless;
+    let verb = if back == 1 { "goes" } else { "go" };
     work.decide(format!(
-        "rolling back {}: {why}; {} go back to their previous version{nowhere}",
+        "rolling back {}: {why}; {} {verb} back to the version before{nowhere}",
         work.next.target.version,
-        devices(queue.len() as u64 - homeless),
+        devices(back),
     ));
 }
 
@@ -64,7 +66,7 @@ pub(super) fn follow(work: &mut Work<'_>) {
         work.mark_returned(device);
     }
     let counted = format!(
-        "{} of {} run their previous version",
+        "{} of {} back on the version before",
         back.len(),
         devices(back.len() as u64 + under_way + silent)
     );
@@ -76,10 +78,10 @@ pub(super) fn follow(work: &mut Work<'_>) {
     work.next.ended_ms = Some(work.now_ms);
     let mut text = format!("rolled back {}: {counted}", work.next.target.version);
     if silent > 0 {
-        text.push_str(&format!("; {} did not answer and will as soon as they connect", devices(silent)));
+        text.push_str(&format!("; {} did not answer, the order waits for them", devices(silent)));
     }
     if nowhere > 0 {
-        text.push_str(&format!("; {} had no other version before", devices(nowhere)));
+        text.push_str(&format!("; no other version was there before on {}", devices(nowhere)));
     }
     work.decide(text);
 }

@@ -64,8 +64,8 @@ fn count<'m>(
                 stage.last_active_ms = stage.last_active_ms.max(Some(at_ms));
                 &mut stage.tally.active
             }
-            Outcome::Failed { at_ms, .. } if accepted(at_ms) => &mut stage.tally.accepted,
-            Outcome::Silent { since_ms } if accepted(since_ms) => &mut stage.tally.accepted,
+            Outcome::Failed { at_ms, .. } if accepted(at_ms) => &mut stage.tally.accepted_failed,
+            Outcome::Silent { since_ms } if accepted(since_ms) => &mut stage.tally.accepted_silent,
             Outcome::Failed { .. } => &mut stage.tally.failed,
             Outcome::Silent { .. } => &mut stage.tally.silent,
             Outcome::UnderWay { .. } => &mut stage.tally.under_way,

@@ -78,11 +78,14 @@ fn sizes_round_down_but_never_to_nothing() {
 #[test]
 fn a_small_fleet_is_told_what_its_gates_cannot_see() {
     let warnings = ValidSpec::check(spec(&["2", "100%"])).unwrap().warnings(6);
-    let failed = warnings.iter().find(|w| w.contains("before the last stage 2 devices")).unwrap();
-    assert!(failed.contains("the gate stops it at 2 of 2 failed or silent"), "{failed}");
+    let failed = warnings
+        .iter()
+        .find(|w| w.contains("the gate before the last stage, with at most 2 devices"))
+        .unwrap();
+    assert!(failed.contains("stops it at 2 of 2 failed or silent"), "{failed}");
     assert!(failed.contains("with 7 % failed or silent there, about 243 devices would do"), "{failed}");
     assert!(
-        warnings.iter().any(|w| w.contains("gate.min_sample is 3, but 2 devices at most")),
+        warnings.iter().any(|w| w.contains("gate.min_sample is 3, with at most 2 devices")),
         "{warnings:?}"
     );
 }
