@@ -1,0 +1,170 @@
+//! A rollout: where it stands and why, stage by stage.
+
+use maud::{Markup, html};
+use plimsoll_protocol::UnixMillis;
+use plimsoll_protocol::api::{RolloutInfo, RolloutStatus, StageInfo};
+
+use super::words::{self, Tone};
+use super::{RolloutPage, fleet};
+
+/// The live part of a rollout's own page.
+pub(super) fn fragment(page: &RolloutPage) -> Markup {
+    let spec = &page.rollout.spec;
+    let gate = &spec.gate;
+    let selector = if spec.selector.is_empty() { "all devices" } else { &spec.selector };
+    html! {
+        p class="crumbs" { a href="/#rollouts" { "Rollouts" } " / " (page.rollout.id) }
+        h1 class="hidden" { "Rollout " (page.rollout.id) }
+        (card(page.rollout, page.now_ms, false))
+        section aria-labelledby="h-rules" {
+            h2 id="h-rules" { "Rules" }
+            dl class="facts" {
+                dt { "Devices" } dd { (selector) }
+                dt { "Stopped when" }
+                dd {
+                    "more than " (gate.max_failed_percent) " % fail or roll back, or more than "
+                    (gate.max_silent_percent) " % are silent for " (gate.silent_after_s) " s, of at least "
+                    (words::count(gate.min_sample.into(), "device")) " that answered, at "
+                    ((gate.confidence * 1e4).round() / 100.0) " % confidence"
+                }
+                dt { "Then" }
+                dd {
+                    @match spec.on_breach {
+                        plimsoll_protocol::api::OnBreach::Rollback => "devices get the version that they had before",
+                        plimsoll_protocol::api::OnBreach::Pause => "nobody else gets it until a person decides",
+                    }
+                }
+                dt { "Trial on each device" }
+                dd { (spec.policy.trial_s) " s, at most " (spec.policy.trial_max_failed_percent) " % failed requests" }
+                dt { "Bundle" } dd { code { (page.rollout.digest.short()) } }
+            }
+        }
+        section aria-labelledby="h-devices" {
+            h2 id="h-devices" { "Devices" }
+            (fleet::device_table(page.devices, page.now_ms))
+        }
+    }
+}
+
+/// A rollout as a card; `linked` where its heading leads to its own page.
+pub(super) fn card(info: &RolloutInfo, now: UnixMillis, linked: bool) -> Markup {
+    let (tone, status) = words::rollout(info.status);
+    let title = html! { (info.spec.model) " " strong { (info.spec.version) } };
+    let id = info.id.as_str();
+    html! {
+        article class={ "rollout " @if info.status.is_end() { "ended" } @else { "under-way" } }
+            data-announce=[(!linked).then(|| format!("{status}: {}", info.reason))] {
+            header {
+                h3 {
+                    @if linked { a id={ "rollout-" (id) } href={ "/rollouts/" (id) } { (title) } } @else { (title) }
+                }
+                (words::chip(tone, status))
+                span class="when" {
+                    "started " (words::ago(info.started_ms, now))
+                    @if let Some(end) = info.ended_ms { ", ended " (words::ago(end, now)) }
+                }
+            }
+            @if !info.reason.is_empty() { p class={ "reason" @if tone == Tone::Bad { " stop" } } { (info.reason) } }
+            ol class="stages" { @for (at, stage) in info.stages.iter().enumerate() { (stage_row(at, stage, info.status)) } }
+            (exposure(&info.stages))
+            @if !info.history.is_empty() {
+                details id={ "history-" (id) } class="fold" open[!linked] {
+                    summary { (words::count(info.history.len() as u64, "decision")) }
+                    ol class="history" reversed {
+                        @for decision in info.history.iter().rev() {
+                            li { (words::ago(decision.at_ms, now)) span { (decision.text) } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn stage_row(at: usize, stage: &StageInfo, rollout: RolloutStatus) -> Markup {
+    let (tone, state) = words::stage(&stage.state, rollout);
+    html! {
+        li class="stage" {
+            div class="stage-head" {
+                span class="stage-name" {
+                    (at + 1) ". "
+                    @if stage.name.is_empty() { "stage" } @else { (stage.name) }
+                }
+                span class="stage-size" { (words::count(stage.devices, "device")) }
+                (words::chip(tone, state))
+            }
+            (bar(stage))
+            p class="counts" { (counts(stage)) }
+            @if let Some(why) = &stage.waiting_for { p class="waits" { "Waits for " (why) } }
+        }
+    }
+}
+
+/// The parts of a stage's bar, in order: devices, words, class of the fill.
+fn parts(stage: &StageInfo) -> [(u64, &'static str, &'static str); 5] {
+    [
+        (stage.active, "passed the trial", "active"),
+        (stage.in_progress, "under way", "progress"),
+        (stage.failed, "failed or rolled back", "failed"),
+        (stage.silent, "silent", "silent"),
+        (stage.not_applicable, "cannot run it", "apart"),
+    ]
+}
+
+/// The bar in words.
+fn counts(stage: &StageInfo) -> String {
+    let mut words: Vec<String> = parts(stage)
+        .iter()
+        .filter(|(n, ..)| *n > 0)
+        .map(|(n, what, _)| format!("{} {what}", words::number(*n)))
+        .collect();
+    let told: u64 = parts(stage).iter().map(|(n, ..)| n).sum();
+    let rest = stage.devices.saturating_sub(told);
+    if rest > 0 {
+        words.push(format!("{} not ordered yet", words::number(rest)));
+    }
+    if words.is_empty() { "no device matches".into() } else { words.join(" · ") }
+}
+
+fn bar(stage: &StageInfo) -> Markup {
+    let width = |n: u64| 100.0 * n as f64 / stage.devices.max(1) as f64;
+    let mut left = 0.0;
+    let segments: Vec<(f64, f64, &str)> = parts(stage)
+        .iter()
+        .filter(|(n, ..)| *n > 0)
+        .map(|(n, _, class)| {
+            let x = left;
+            left = f64::min(100.0, left + width(*n));
+            (x, left - x, *class)
+        })
+        .collect();
+    html! {
+        svg class="bar" role="img" aria-label=(counts(stage)) width="100%" height="14" {
+            rect class="track" x="0" y="0" width="100%" height="14" rx="3" {}
+            @for (x, width, class) in &segments {
+                rect class={ "part " (class) } x=(format!("{x:.2}%")) y="0" width=(format!("{width:.2}%")) height="14" {}
+            }
+            // A line between devices, while they can be told apart: a bar of six is six devices.
+            @if (2..=24).contains(&stage.devices) {
+                @for device in 1..stage.devices {
+                    @let x = format!("{:.2}%", width(device));
+                    line class="cut" x1=(x) x2=(x) y1="0" y2="14" {}
+                }
+            }
+        }
+    }
+}
+
+/// How many devices have met the new version so far: what a bad one could have harmed.
+fn exposure(stages: &[StageInfo]) -> Markup {
+    let all: u64 = stages.iter().map(|s| s.devices).sum();
+    let active: u64 = stages.iter().map(|s| s.active).sum();
+    let tried: u64 = stages.iter().map(|s| s.active + s.in_progress + s.failed + s.silent).sum();
+    html! {
+        p class="exposure" {
+            strong { (words::number(active)) " of " (words::count(all, "device")) }
+            " passed the trial · exposure so far " strong { (words::count(tried, "device")) }
+            @if all > 0 { " (" (format!("{:.0}", 100.0 * tried as f64 / all as f64)) " %)" }
+        }
+    }
+}
