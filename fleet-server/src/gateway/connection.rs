@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mqtt_protocol_core::mqtt::common::Cursor;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::dashboard::Dashboard;
 use super::device::Device;
 use super::handler::Refused;
+use super::link::{Duplex, Link, kicked};
 use super::packets::{Goodbye, Refusal};
 use super::registry::Kick;
 use super::session::{Broken, Connect, Session, Step};
@@ -23,16 +24,9 @@ use super::{DeviceCertificate, Shared};
 /// What one read takes in: five reports of 3 KiB. Of every connection, so it is not larger.
 const READ_BUFFER: usize = 16 * 1024;
 
-/// Time for the last packet (a refusal, a goodbye): one round trip on a bad mobile link.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
 /// Refused attempts after which a connection ends: a wrong configuration shows itself in one or two, and the
 /// reports of an attack are bounded by the handshakes it must make.
 pub(super) const MAX_REFUSALS: u32 = 10;
-
-/// A socket, with or without TLS.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// Which listener a connection came through, and whom TLS proved it to be.
 pub(super) enum Door {
@@ -75,16 +69,6 @@ pub(super) enum End {
     CommitFailed,
 }
 
-/// The connection's ends: protocol state, socket, and the order to leave.
-pub(super) struct Link {
-    pub(super) session: Session,
-    stream: Box<dyn Duplex>,
-    kick: watch::Receiver<Option<Kick>>,
-    write_time: Duration,
-    /// A write was given up half-way: what follows would be taken for the rest of that packet.
-    is_torn: bool,
-}
-
 /// Who is at the other end.
 enum Role {
     Device(Box<Device>),
@@ -96,8 +80,7 @@ pub(super) async fn serve(shared: Arc<Shared>, arrival: Arrival) {
     let Arrival { stream, door, peer, connect_by, handshake } = arrival;
     // Replaced by the registry's when the peer gets its seat.
     let (_no_kick, kick) = watch::channel(None);
-    let mut link =
-        Link { session: Session::new(), stream, kick, write_time: shared.limits.write_time, is_torn: false };
+    let mut link = Link::new(stream, kick, shared.limits.write_time);
 
     let greeted = tokio::select! {
         () = shared.stopped() => return,
@@ -272,60 +255,6 @@ impl Role {
             Self::Dashboard(dashboard) => dashboard.serve_server(session).await,
         }
     }
-}
-
-impl Link {
-    /// Writes the output, as long as the peer takes it.
-    pub(super) async fn flush(&mut self) -> Result<(), End> {
-        let output = self.session.output();
-        if output.is_empty() {
-            return Ok(());
-        }
-        let output = std::mem::take(output);
-        let write = async {
-            self.stream.write_all(&output).await?;
-            self.stream.flush().await
-        };
-        self.is_torn = true;
-        tokio::select! {
-            why = kicked(&mut self.kick) => return Err(End::Kicked(why)),
-            written = timeout(self.write_time, write) => match written {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(End::Lost),
-                Err(_) => return Err(End::WriteTimeout),
-            }
-        }
-        self.is_torn = false;
-        Ok(())
-    }
-
-    /// Waits for `what`, unless the server wants the connection gone.
-    pub(super) async fn unless_kicked<T>(&mut self, what: impl Future<Output = T>) -> Result<T, End> {
-        tokio::select! {
-            why = kicked(&mut self.kick) => Err(End::Kicked(why)),
-            done = what => Ok(done),
-        }
-    }
-
-    async fn last_words(&mut self) {
-        let output = std::mem::take(self.session.output());
-        let say = async {
-            if !self.is_torn {
-                self.stream.write_all(&output).await?;
-            }
-            self.stream.shutdown().await
-        };
-        let _the_peer_may_be_gone = timeout(LAST_WORDS, say).await;
-    }
-}
-
-async fn kicked(kick: &mut watch::Receiver<Option<Kick>>) -> Kick {
-    let why = match kick.wait_for(Option::is_some).await {
-        Ok(why) => *why,
-        Err(_) => None,
-    };
-    // The sender lives as long as the seat: without it a newer connection has replaced this one.
-    why.unwrap_or(Kick::TakenOver)
 }
 
 /// What a version 5 client is told; `None` when it left, or was told by the session.

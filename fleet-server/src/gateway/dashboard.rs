@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::access::DashboardFilter;
-use super::connection::{Admission, End, Link, MAX_REFUSALS, cut};
+use super::connection::{Admission, End, MAX_REFUSALS, cut};
 use super::device::refuse_publish;
 use super::handler::Refused;
+use super::link::Link;
 use super::packets::Refusal;
 use super::registry::Said;
 use super::session::{Connect, Delivery, Publish, Session, Subscribe};

@@ -9,9 +9,10 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{self, DeviceFilter};
-use super::connection::{Admission, End, Link, MAX_REFUSALS, cut};
+use super::connection::{Admission, End, MAX_REFUSALS, cut};
 use super::handler::{Inbound, Refused};
 use super::ingest::{Ask, Outcome, Receipt, Submission};
+use super::link::Link;
 use super::packets::Refusal;
 use super::registry::{Kick, Mail};
 use super::session::{Connect, Delivery, INFLIGHT, Publish, Session, Subscribe, Will};

@@ -13,7 +13,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Arrival, Door, Duplex, serve};
+use super::connection::{Arrival, Door, serve};
+use super::link::Duplex;
 use super::{DeviceCertificate, Shared};
 
 /// Pause after a failed accept, usually for want of file descriptors: ten attempts a second do not burn a core and

@@ -24,6 +24,7 @@ mod device;
 mod handler;
 mod identity;
 mod ingest;
+mod link;
 mod listener;
 mod packets;
 mod registry;

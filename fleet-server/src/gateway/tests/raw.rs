@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::harness::{Fixture, PATIENCE, TOKEN};
-use crate::gateway::connection::Duplex;
+use crate::gateway::link::Duplex;
 
 pub const CONNACK: u8 = 0x20;
 pub const PUBLISH: u8 = 0x30;
