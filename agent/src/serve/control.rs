@@ -66,8 +66,8 @@ pub enum Order {
         /// End of its open window.
         now_ms: UnixMillis,
     },
-    /// Closes every open measurement window and opens the next. Answered by [`Answer::Window`] for each part of a
-    /// window with samples, then by [`Answer::WindowsClosed`].
+    /// Closes every open measurement window and opens the next of what is served. Answered by [`Answer::Window`] for
+    /// each part of each, empty ones too (silence is a report), then by [`Answer::WindowsClosed`].
     CloseWindows {
         /// End of these windows, start of the next.
         now_ms: UnixMillis,
@@ -157,6 +157,20 @@ pub enum Answer {
     Drained,
 }
 
+/// The one line that `plimsoll-agent selftest` prints: the report, or why there is none. Its exit status says the
+/// same: 0 passed, 3 answered wrongly, 4 does not load or run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SelfTestLine {
+    /// It ran.
+    Report(plimsoll_runtime::SelfTestReport),
+    /// It did not.
+    Broken {
+        /// Why.
+        error: String,
+    },
+}
+
 /// Cuts a reason to [`MAX_REASON`] bytes at a character's edge.
 pub fn cut_reason(mut reason: String) -> String {
     if reason.len() > MAX_REASON {
@@ -179,7 +193,11 @@ mod tests {
         let digest = Digest::of(b"bundle");
         let model = ModelName::new("meter").unwrap();
         let order = Order::Load {
-            model: model.clone(), version: "1.0.0".parse().unwrap(), digest, dir: "/slots/a".into(), next_window: 3,
+            model: model.clone(),
+            version: "1.0.0".parse().unwrap(),
+            digest,
+            dir: "/slots/a".into(),
+            next_window: 3,
         };
         let line = serde_json::to_string(&order).unwrap();
         assert!(line.starts_with(r#"{"order":"load","#) && !line.contains('\n'), "{line}");

@@ -1,3 +1,104 @@
 //! The serving child: the one process of the agent that holds models.
+//!
+//! The driver never links a model into its own address space. It starts `plimsoll-agent serve`, tells it over a pipe
+//! what to load and serve ([`control`]), and restarts it when it dies. In here one task obeys orders ([`child`]), one
+//! accepts requests ([`http`], which speaks [`oip`]), and each bundle in memory has a thread that runs it
+//! ([`hosted`]); [`registry`] is the one pointer from a model's name to the bundle that answers for it.
+//!
+//! The same parts serve a folder without a fleet, and run golden samples ([`bundle`]).
 
+pub mod bundle;
+pub mod child;
 pub mod control;
+mod drift;
+pub mod hosted;
+pub mod http;
+mod latency;
+pub mod oip;
+pub mod registry;
+mod stdio;
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context;
+use plimsoll_protocol::UnixMillis;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The kernel's choice when memory runs out: the child before the driver (0), after nothing that matters.
+const OOM_SCORE: &str = "500";
+
+/// `plimsoll-agent serve`: obeys the driver on standard input until told to drain or the driver is gone. Returns the
+/// exit status.
+pub fn child_main() -> anyhow::Result<u8> {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        tracing::debug!(%error, "the memory score of the serving child was not set");
+    }
+    let runtime = runtime()?;
+    let (answers, writer) = stdio::answers().context("no thread for the control channel")?;
+    let orders = stdio::orders().context("no thread for the control channel")?;
+    let nonce = nonce()?;
+    runtime.block_on(async {
+        // A signal for the whole service reaches the child too, but it is the driver that drains it.
+        let ignored = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        child::run(orders, answers, nonce).await;
+        drop(ignored);
+    });
+    runtime.shutdown_background();
+    let _ = writer.join(); // it only writes what was said
+    Ok(0)
+}
+
+/// `plimsoll-agent selftest --dir DIR`: prints one JSON line ([`control::SelfTestLine`]) and returns the exit status:
+/// 0 passed, 3 answered wrongly, 4 does not load or run.
+pub fn selftest_main(dir: &Path) -> anyhow::Result<u8> {
+    let (line, status) = bundle::self_test_line(dir);
+    let mut output = io::stdout().lock();
+    serde_json::to_writer(&mut output, &line)?;
+    output.write_all(b"\n")?;
+    output.flush()?;
+    Ok(status)
+}
+
+/// `plimsoll-agent run --bundle DIR [--listen ADDR]`: serves a bundle without a fleet until SIGINT or SIGTERM.
+/// Returns the exit status.
+pub fn run_bundle(dir: &Path, listen: SocketAddr) -> anyhow::Result<u8> {
+    let runtime = runtime()?;
+    let nonce = nonce()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |since| since.as_millis() as UnixMillis);
+    let served = runtime.block_on(async {
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = async {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        };
+        let ready = |addr: SocketAddr, example: String| {
+            let mut output = io::stdout().lock();
+            // A closed standard output is no reason to stop serving.
+            let _ = writeln!(output, "serving on http://{addr}\ntry:  {example}");
+            let _ = output.flush();
+        };
+        bundle::serve_bundle(dir, listen, now, nonce, ready, stop)
+            .await
+            .context(format!("bundle {}", dir.display()))
+    });
+    runtime.shutdown_background();
+    served.map(|()| 0)
+}
+
+/// One thread: the endpoint waits, models compute on threads of their own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .context("the asynchronous runtime could not start")
+}
+
+fn nonce() -> anyhow::Result<u32> {
+    getrandom::u32().map_err(|e| anyhow::anyhow!("the system gives no random number: {e}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! The child's control loop: orders in, answers out. Loads run on threads of their own, so that a slow one delays
+//! neither inference nor the next order.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use plimsoll_protocol::{Digest, ModelName, UnixMillis};
+use plimsoll_runtime::memory;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::control::{Answer, Order, cut_reason};
+use super::hosted::{Hosted, on_own_thread};
+use super::http::{self, Endpoint};
+
+/// Niceness of a thread that loads a model: inference of the models that serve goes first (tensorflow/serving#1866:
+/// loading B lifted A's 99th percentile from 20 to 100 ms).
+const LOAD_NICE: i32 = 10;
+/// Bodies before [`Order::Configure`] said how large they may be; nothing listens until then.
+const NO_BODY: u64 = 0;
+
+/// What came in on the control channel.
+#[derive(Debug)]
+pub enum Said {
+    /// An order.
+    Order(Order),
+    /// A line that is none, and why.
+    Garbage(String),
+}
+
+struct Child {
+    endpoint: Arc<Endpoint>,
+    answers: mpsc::Sender<Answer>,
+    listening: Option<Listening>,
+    loading: BTreeSet<(ModelName, Digest)>,
+    /// Finished loads come back here.
+    loads: mpsc::Sender<Load>,
+    nonce: u32,
+}
+
+struct Listening {
+    stop: watch::Sender<bool>,
+    accept: JoinHandle<()>,
+}
+
+/// A load that has ended.
+struct Load {
+    model: ModelName,
+    digest: Digest,
+    started: Instant,
+    result: Result<Hosted, String>,
+}
+
+/// Serves until the orders end or one says to drain. `nonce` is random for each life of the process.
+pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>, nonce: u32) {
+    let (loads, mut loaded) = mpsc::channel(1);
+    let endpoint = Arc::new(Endpoint::new(String::new(), NO_BODY, nonce));
+    let mut child = Child { endpoint, answers, listening: None, loading: BTreeSet::new(), loads, nonce };
+    loop {
+        tokio::select! {
+            said = orders.recv() => match said {
+                None | Some(Said::Order(Order::Drain)) => break,
+                Some(Said::Order(order)) => child.obey(order).await,
+                Some(Said::Garbage(why)) => child.fault(None, None, format!("an order was not understood: {why}")).await,
+            },
+            Some(load) = loaded.recv() => child.finish_load(load).await,
+        }
+    }
+    if let Some(listening) = child.listening.take() {
+        listening.stop.send_replace(true);
+        let _ = listening.accept.await; // ends within its own limit
+    }
+    child.say(Answer::Drained).await;
+}
+
+impl Child {
+    async fn obey(&mut self, order: Order) {
+        match order {
+            Order::Configure { listen, max_body, agent_version } => {
+                self.configure(listen, max_body, agent_version).await;
+            }
+            Order::Load { model, version, digest, dir, next_window } => {
+                tracing::info!(%model, %version, digest = %digest.short(), "loading");
+                self.load(model, digest, dir, next_window).await;
+            }
+            Order::Serve { model, digest, now_ms } => {
+                let serves = self.endpoint.registry().serve(&model, digest, now_ms);
+                if serves {
+                    tracing::info!(%model, digest = %digest.short(), "serving");
+                    self.say(Answer::Serving { model, digest }).await;
+                } else {
+                    let why = format!(
+                        "model {model} cannot be served from bundle {}: it is not loaded",
+                        digest.short()
+                    );
+                    self.fault(Some(model), Some(digest), why).await;
+                }
+            }
+            Order::Unload { model, digest, now_ms } => self.unload(model, digest, now_ms).await,
+            Order::CloseWindows { now_ms } => {
+                let reports = self.endpoint.registry().close_windows(now_ms);
+                for report in reports {
+                    self.say(Answer::Window(Box::new(report))).await;
+                }
+                self.say(Answer::WindowsClosed { now_ms }).await;
+            }
+            Order::Stats => {
+                let models = self.endpoint.registry().health();
+                self.say(Answer::Stats { models, rss_bytes: memory::rss_bytes() }).await;
+            }
+            Order::Drain => {} // ends the loop before it gets here
+        }
+    }
+
+    async fn configure(&mut self, listen: SocketAddr, max_body: u64, agent_version: String) {
+        if self.listening.is_some() {
+            return self
+                .fault(None, None, "the inference endpoint is open already; it is configured once".into())
+                .await;
+        }
+        match TcpListener::bind(listen).await.and_then(|l| l.local_addr().map(|addr| (l, addr))) {
+            Ok((listener, addr)) => {
+                self.endpoint = Arc::new(Endpoint::new(agent_version, max_body, self.nonce));
+                let (stop, stopped) = watch::channel(false);
+                let accept = tokio::spawn(http::accept(listener, self.endpoint.clone(), stopped));
+                self.listening = Some(Listening { stop, accept });
+                self.say(Answer::Listening { addr }).await;
+            }
+            Err(error) => {
+                let reason = format!(
+                    "cannot listen on {listen} for inference: {error}; is another program there? choose another `listen`"
+                );
+                self.say(Answer::ListenFailed { addr: listen, reason: cut_reason(reason) }).await;
+            }
+        }
+    }
+
+    async fn load(&mut self, model: ModelName, digest: Digest, dir: PathBuf, next_window: u64) {
+        if self.listening.is_none() {
+            let reason = "the inference endpoint is not configured yet".to_owned();
+            return self.say(Answer::LoadFailed { model, digest, reason }).await;
+        }
+        if self.endpoint.registry().has(&model, digest) {
+            return self
+                .say(Answer::Loaded { model, digest, rss_bytes: memory::rss_bytes(), load_ms: 0 })
+                .await;
+        }
+        if !self.loading.insert((model.clone(), digest)) {
+            return; // the load that runs will answer
+        }
+        let started = Instant::now();
+        let answers = self.answers.clone();
+        let fault_of = model.clone();
+        let on_fault = Box::new(move |reason: String| {
+            let fault = Answer::Fault {
+                model: Some(fault_of.clone()),
+                digest: Some(digest),
+                reason: cut_reason(reason),
+            };
+            // A driver that does not read loses this line, not its model; the failed request is counted anyway.
+            let _ = answers.try_send(fault);
+        });
+        let expected = model.clone();
+        let (done, result) = oneshot::channel();
+        let work = move || {
+            lower_priority();
+            let loaded = Hosted::load(&dir, digest, next_window, on_fault).map_err(|e| e.to_string());
+            let loaded = loaded.and_then(|hosted| match &hosted.manifest().model {
+                name if *name == expected => Ok(hosted),
+                name => Err(format!("the bundle is of model {name}, not {expected}")),
+            });
+            let _ = done.send(loaded);
+        };
+        if let Err(error) = on_own_thread("load", work) {
+            self.loading.remove(&(model.clone(), digest));
+            return self
+                .say(Answer::LoadFailed { model, digest, reason: cut_reason(error.to_string()) })
+                .await;
+        }
+        let loads = self.loads.clone();
+        tokio::spawn(async move {
+            let result = result.await.unwrap_or_else(|_| Err("the thread that loaded it panicked".into()));
+            let _ = loads.send(Load { model, digest, started, result }).await; // gone only when the child drains
+        });
+    }
+
+    async fn finish_load(&mut self, load: Load) {
+        let Load { model, digest, started, result } = load;
+        self.loading.remove(&(model.clone(), digest));
+        let answer = match result {
+            Ok(hosted) => {
+                self.endpoint.registry().add(hosted);
+                let load_ms = started.elapsed().as_millis() as u64;
+                Answer::Loaded { model, digest, rss_bytes: memory::rss_bytes(), load_ms }
+            }
+            Err(reason) => Answer::LoadFailed { model, digest, reason: cut_reason(reason) },
+        };
+        self.say(answer).await;
+    }
+
+    async fn unload(&mut self, model: ModelName, digest: Digest, now: UnixMillis) {
+        let retired = self.endpoint.registry().remove(&model, digest);
+        let answers = self.answers.clone();
+        // Beside the loop: its running requests may take as long as their limit.
+        tokio::spawn(async move {
+            if let Some(retired) = retired {
+                for report in retired.finish(now).await {
+                    let _ = answers.send(Answer::Window(Box::new(report))).await;
+                }
+            }
+            let _ = answers.send(Answer::Unloaded { model, digest }).await;
+        });
+    }
+
+    async fn fault(&self, model: Option<ModelName>, digest: Option<Digest>, reason: String) {
+        tracing::warn!(%reason, "fault");
+        self.say(Answer::Fault { model, digest, reason: cut_reason(reason) }).await;
+    }
+
+    /// Waits while the driver does not read: it asked.
+    async fn say(&self, answer: Answer) {
+        let _ = self.answers.send(answer).await; // nobody listens only when the driver is gone, which ends the orders
+    }
+}
+
+/// Lets this thread run after the others. Best effort: without it loading is merely less polite.
+fn lower_priority() {
+    let _ = rustix::process::setpriority_process(None, LOAD_NICE);
+}

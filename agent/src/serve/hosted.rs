@@ -1,0 +1,314 @@
+//! One bundle in memory: its model, the thread that runs it, the queue before that thread, and what is counted.
+//!
+//! A model gets one thread, because tract computes on one. Requests wait in a bounded queue; one more is answered
+//! `Busy`. What was asked and answered is folded into the measurement window on the same thread, after the answer has
+//! left. The thread ends when the last holder of the [`Hosted`] is gone, so a bundle that was replaced finishes what
+//! it has and then frees its memory.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
+use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
+use plimsoll_protocol::{Digest, UnixMillis};
+use plimsoll_runtime::features::Featurizer;
+use plimsoll_runtime::{Model, RuntimeError, Tensor, TensorError, architecture, read_sample};
+use tokio::sync::oneshot;
+
+use super::drift::{self, Drift, Rows};
+use super::latency::Latencies;
+
+/// Stack of a thread that loads or runs a model. The default of 2 MiB suffices for every model measured; address
+/// space costs nothing, and an overflow would cost the process.
+const STACK: usize = 16 * 1024 * 1024;
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// The caller's fault; nothing was run.
+    #[error(transparent)]
+    Input(#[from] TensorError),
+    /// The queue was full.
+    #[error("{0} requests are waiting already; try again")]
+    Busy(u32),
+    /// It took longer than the manifest allows.
+    #[error("no answer within {0} ms")]
+    Timeout(u32),
+    /// The model's or the runtime's fault.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What a bundle tells when something is wrong with it beyond one request.
+pub type OnFault = Box<dyn Fn(String) + Send>;
+
+/// A loaded bundle.
+pub struct Hosted {
+    manifest: Manifest,
+    digest: Digest,
+    model: Arc<Model>,
+    queue: SyncSender<Job>,
+    ledger: Arc<Ledger>,
+    /// Resolves when the thread has ended.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+struct Job {
+    inputs: Vec<Tensor>,
+    reply: oneshot::Sender<Result<Arc<Vec<Tensor>>, RuntimeError>>,
+}
+
+/// What is counted; outlives the model, so that the last window can be read when the thread has ended.
+struct Ledger {
+    requests: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+    busy: AtomicU64,
+    latencies: Mutex<Latencies>,
+    drift: Mutex<Option<Drift>>,
+}
+
+/// What is left of a bundle that takes no more requests.
+pub struct Retired {
+    manifest: Manifest,
+    digest: Digest,
+    ledger: Arc<Ledger>,
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+impl Hosted {
+    /// Opens the bundle in `dir`, warms it up with its first golden sample and starts its thread. Blocks for as long as
+    /// that takes. The driver has verified the files; that it is this very bundle is checked once more here.
+    pub fn load(
+        dir: &Path,
+        expect: Digest,
+        next_window: u64,
+        on_fault: OnFault,
+    ) -> Result<Self, RuntimeError> {
+        let manifest = read_manifest(dir, Some(expect))?;
+        let variant = manifest.variant_for(architecture()).ok_or_else(|| {
+            RuntimeError::Manifest(format!("it has no variant for architecture {:?}", architecture()))
+        })?;
+        let model = Model::load(dir, &manifest, variant)?;
+        if let Some(sample) = manifest.golden.samples.first() {
+            let (inputs, _) = read_sample(dir, sample)?;
+            model.infer(inputs)?;
+        }
+        let measured = drift::of_bundle(dir, &manifest)?;
+        let (drift, featurizer) = match measured {
+            Some((baseline, featurizer)) => (Some(Drift::new(baseline, next_window)), Some(featurizer)),
+            None => (None, None),
+        };
+        Self::start(model, expect, drift, featurizer, on_fault)
+    }
+
+    /// Starts the thread of a model that is loaded.
+    pub fn start(
+        model: Model,
+        digest: Digest,
+        drift: Option<Drift>,
+        featurizer: Option<Featurizer>,
+        on_fault: OnFault,
+    ) -> Result<Self, RuntimeError> {
+        let manifest = model.manifest().clone();
+        let model = Arc::new(model);
+        let ledger = Arc::new(Ledger {
+            requests: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
+            latencies: Mutex::default(),
+            drift: Mutex::new(drift),
+        });
+        let (queue, jobs) = sync_channel(manifest.limits.queue as usize);
+        let (alive, ended) = oneshot::channel();
+        let worker =
+            Worker { model: model.clone(), featurizer, ledger: ledger.clone(), on_fault, _alive: alive };
+        on_own_thread(&format!("infer-{}", manifest.model), move || worker.run(jobs))?;
+        Ok(Self { manifest, digest, model, queue, ledger, ended: Mutex::new(Some(ended)) })
+    }
+
+    /// Of the bundle.
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Of its `bundle.json`.
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Asks the model and waits for its answer, at most as long as the manifest allows.
+    pub async fn infer(&self, inputs: Vec<Tensor>) -> Result<Arc<Vec<Tensor>>, InferError> {
+        let start = Instant::now();
+        self.model.check_inputs(&inputs).inspect_err(|_| self.refused())?;
+        let (reply, answer) = oneshot::channel();
+        match self.queue.try_send(Job { inputs, reply }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                self.ledger.busy.fetch_add(1, Ordering::Relaxed);
+                return Err(InferError::Busy(self.manifest.limits.queue));
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                self.answered(start, true);
+                return Err(InferError::Failed(
+                    "the model's thread has ended; it will be loaded again".into(),
+                ));
+            }
+        }
+        let limit = self.manifest.limits.timeout_ms;
+        let result = match tokio::time::timeout(Duration::from_millis(u64::from(limit)), answer).await {
+            Ok(Ok(Ok(outputs))) => Ok(outputs),
+            // Checked before; an engine may be pickier than the manifest.
+            Ok(Ok(Err(RuntimeError::Input(why)))) => {
+                self.refused();
+                return Err(why.into());
+            }
+            Ok(Ok(Err(why))) => Err(InferError::Failed(why.to_string())),
+            Ok(Err(_)) => Err(InferError::Failed("the model's thread ended while it worked on this".into())),
+            Err(_) => Err(InferError::Timeout(limit)),
+        };
+        self.answered(start, result.is_err());
+        result
+    }
+
+    /// Counts a request that was refused for the caller's fault.
+    pub fn refused(&self) {
+        self.ledger.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn answered(&self, start: Instant, failed: bool) {
+        self.ledger.requests.fetch_add(1, Ordering::Relaxed);
+        self.ledger.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
+        lock(&self.ledger.latencies).note(start.elapsed().as_micros());
+        if let Some(drift) = lock(&self.ledger.drift).as_mut() {
+            drift.answered(failed);
+        }
+    }
+
+    /// Opens its measurement window, unless one is open.
+    pub fn open_window(&self, now: UnixMillis) {
+        if let Some(drift) = lock(&self.ledger.drift).as_mut() {
+            drift.open(now);
+        }
+    }
+
+    /// Closes its measurement window, if one is open; opens the next if `reopen`.
+    pub fn close_window(&self, now: UnixMillis, reopen: bool) -> Vec<DriftReport> {
+        self.ledger.close_window(&self.manifest, self.digest, now, reopen)
+    }
+
+    /// Counters since it was loaded.
+    pub fn health(&self) -> ModelHealth {
+        let (p50_us, p99_us) = lock(&self.ledger.latencies).p50_p99();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ModelHealth {
+            model: self.manifest.model.clone(),
+            digest: self.digest,
+            requests: count(&self.ledger.requests),
+            failed: count(&self.ledger.failed),
+            refused: count(&self.ledger.refused),
+            busy: count(&self.ledger.busy),
+            p50_us,
+            p99_us,
+        }
+    }
+
+    /// Lets go of it. Requests that hold it still finish.
+    pub fn retire(self: Arc<Self>) -> Retired {
+        let ended = lock(&self.ended).take();
+        Retired { manifest: self.manifest.clone(), digest: self.digest, ledger: self.ledger.clone(), ended }
+    }
+}
+
+impl Retired {
+    /// Waits until its thread has ended and its memory is free, then closes its last window.
+    pub async fn finish(mut self, now: UnixMillis) -> Vec<DriftReport> {
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.await; // the thread only ever drops its end
+        }
+        self.ledger.close_window(&self.manifest, self.digest, now, false)
+    }
+}
+
+impl Ledger {
+    fn close_window(
+        &self,
+        manifest: &Manifest,
+        digest: Digest,
+        now: UnixMillis,
+        reopen: bool,
+    ) -> Vec<DriftReport> {
+        let mut drift = lock(&self.drift);
+        drift.as_mut().map_or_else(Vec::new, |drift| drift.close(manifest, digest, now, reopen))
+    }
+}
+
+struct Worker {
+    model: Arc<Model>,
+    featurizer: Option<Featurizer>,
+    ledger: Arc<Ledger>,
+    on_fault: OnFault,
+    _alive: oneshot::Sender<()>,
+}
+
+impl Worker {
+    fn run(self, jobs: Receiver<Job>) {
+        for job in jobs {
+            if job.reply.is_closed() {
+                continue; // the caller gave up while this waited
+            }
+            let asked = self.featurizer.as_ref().map(|_| job.inputs.clone());
+            let result = self.model.infer(job.inputs).map(Arc::new);
+            if let Err(RuntimeError::Panicked { .. }) = &result {
+                let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                (self.on_fault)(why);
+            }
+            let answered = result.as_ref().ok().cloned();
+            let _ = job.reply.send(result); // nobody waits any more: the timeout is counted by whoever did
+            if let (Some(featurizer), Some(inputs), Some(outputs)) = (&self.featurizer, asked, answered) {
+                let rows = Rows::of(featurizer, &inputs, &outputs);
+                if let Some(drift) = lock(&self.ledger.drift).as_mut() {
+                    drift.observe(rows.iter());
+                }
+            }
+        }
+    }
+}
+
+/// Starts a named thread with room for a model's recursion.
+pub fn on_own_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), RuntimeError> {
+    // Linux shows 15 characters of a thread's name.
+    let name: String = name.chars().take(15).collect();
+    let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(work);
+    thread.map(drop).map_err(|e| RuntimeError::Run(format!("no thread for the model: {e}")))
+}
+
+/// Reads and parses `bundle.json`; with `expect`, only if it has that digest.
+pub fn read_manifest(dir: &Path, expect: Option<Digest>) -> Result<Manifest, RuntimeError> {
+    let path = dir.join(MANIFEST_FILE);
+    let io = |source| RuntimeError::Io { path: path.clone(), source };
+    let size = std::fs::metadata(&path).map_err(io)?.len();
+    if size > MAX_MANIFEST_BYTES {
+        return Err(RuntimeError::Refused(format!(
+            "{} has {size} bytes; at most {MAX_MANIFEST_BYTES}",
+            path.display()
+        )));
+    }
+    let bytes = std::fs::read(&path).map_err(io)?;
+    let digest = Digest::of(&bytes);
+    if let Some(expect) = expect
+        && digest != expect
+    {
+        return Err(RuntimeError::Refused(format!("{} has digest {digest}, not {expect}", path.display())));
+    }
+    Manifest::parse(&bytes).map_err(|e| RuntimeError::Manifest(e.to_string()))
+}
+
+/// No code panics while it holds one of these locks; if it did, counters are still counters.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,6 @@
+//! The child as the driver and its callers meet it: in one process, on a port of the system's choice.
+
+mod child;
+mod endpoint;
+mod refusals;
+mod support;
