@@ -70,9 +70,10 @@ fn state_dir(dir: &Path) -> Finding {
     let probe = dir.join(".check");
     let write = std::fs::write(&probe, b"check").and_then(|()| std::fs::remove_file(&probe));
     match (write, files::mode(dir)) {
-        (Err(e), _) => {
-            problem("state folder", format!("{} cannot be written: {e}; run as the agent's user", dir.display()))
-        }
+        (Err(e), _) => problem(
+            "state folder",
+            format!("{} cannot be written: {e}; run as the agent's user", dir.display()),
+        ),
         (_, Ok(mode)) if mode & 0o022 != 0 => {
             problem("state folder", format!("others may write to {} ({mode:o}): chmod 700 it", dir.display()))
         }
@@ -84,7 +85,11 @@ fn disk(settings: &Settings) -> Finding {
     let (free, reserve) = (disk_free(&settings.state_dir), settings.reserve_bytes);
     let mib = |bytes: u64| bytes / (1024 * 1024);
     if free < reserve {
-        let text = format!("{} MiB are free, {} MiB are kept in reserve: no update would fit", mib(free), mib(reserve));
+        let text = format!(
+            "{} MiB are free, {} MiB are kept in reserve: no update would fit",
+            mib(free),
+            mib(reserve)
+        );
         return problem("disk", text);
     }
     ok("disk", format!("{} MiB free", mib(free)))
@@ -92,7 +97,10 @@ fn disk(settings: &Settings) -> Finding {
 
 fn time(now_s: i64) -> Finding {
     if now_s < PLAUSIBLE_S {
-        return problem("clock", format!("it says {now_s} s after 1970: set it, or enable time synchronisation"));
+        return problem(
+            "clock",
+            format!("it says {now_s} s after 1970: set it, or enable time synchronisation"),
+        );
     }
     ok("clock", format!("{now_s} s after 1970"))
 }
@@ -100,32 +108,38 @@ fn time(now_s: i64) -> Finding {
 fn key(state: &Path) -> Finding {
     let path = state.join("device.key");
     match files::mode(&path) {
-        Ok(mode) if mode & 0o077 != 0 => {
-            problem("device key", format!("others may read {} ({mode:o}): chmod 600 it and enrol again", path.display()))
-        }
+        Ok(mode) if mode & 0o077 != 0 => problem(
+            "device key",
+            format!("others may read {} ({mode:o}): chmod 600 it and enrol again", path.display()),
+        ),
         Ok(_) => ok("device key", "only the agent may read it"),
         Err(e) => problem("device key", format!("{}: {e}; enrol again with --force", path.display())),
     }
 }
 
 fn certificate(identity: &Identity, now_s: i64) -> Finding {
-    let parsed = tls::certificates("device.crt", identity.certificate_pem.as_bytes()).map_err(|e| e.to_string());
+    let parsed =
+        tls::certificates("device.crt", identity.certificate_pem.as_bytes()).map_err(|e| e.to_string());
     let validity = parsed.and_then(|chain| {
         let leaf = chain.first().ok_or("empty")?;
         let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|e| e.to_string())?;
         Ok((leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp()))
     });
     match validity {
-        Err(why) => problem("certificate", format!("device.crt is unreadable ({why}): enrol again with --force")),
+        Err(why) => {
+            problem("certificate", format!("device.crt is unreadable ({why}): enrol again with --force"))
+        }
         Ok((from, _)) if now_s < from => {
             problem("certificate", format!("it is valid in {} s only: is the clock right?", from - now_s))
         }
-        Ok((_, until)) if now_s >= until => {
-            problem("certificate", format!("it ended {} days ago: enrol again with --force", (now_s - until) / 86_400))
-        }
-        Ok((_, until)) if until - now_s < SOON_S => {
-            problem("certificate", format!("it ends in {} days: enrol again with --force", (until - now_s) / 86_400))
-        }
+        Ok((_, until)) if now_s >= until => problem(
+            "certificate",
+            format!("it ended {} days ago: enrol again with --force", (now_s - until) / 86_400),
+        ),
+        Ok((_, until)) if until - now_s < SOON_S => problem(
+            "certificate",
+            format!("it ends in {} days: enrol again with --force", (until - now_s) / 86_400),
+        ),
         Ok((_, until)) => ok("certificate", format!("valid for {} days", (until - now_s) / 86_400)),
     }
 }
@@ -142,9 +156,13 @@ async fn https(identity: &Identity, clock: &Clock) -> Finding {
     let max = plimsoll_protocol::trust::MAX_TIMESTAMP_BYTES;
     match tokio::time::timeout(REACH, source.document("/tuf/timestamp.json", max)).await {
         Ok(Ok(Some(_))) => ok("server", format!("{} answers", identity.https)),
-        Ok(Ok(None)) => problem("server", "it has no trust metadata yet: the operator runs `plimsoll trust init`"),
+        Ok(Ok(None)) => {
+            problem("server", "it has no trust metadata yet: the operator runs `plimsoll trust init`")
+        }
         Ok(Err(error)) => problem("server", error.text),
-        Err(_) => problem("server", format!("{} does not answer within {} s", identity.https, REACH.as_secs())),
+        Err(_) => {
+            problem("server", format!("{} does not answer within {} s", identity.https, REACH.as_secs()))
+        }
     }
 }
 
@@ -160,7 +178,10 @@ async fn mqtt(identity: &Identity, clock: &Clock) -> Finding {
     match tokio::time::timeout(REACH, shake).await {
         Ok(Ok(())) => ok("mqtt", format!("{} accepts TLS", identity.mqtt)),
         Ok(Err(why)) => {
-            let text = format!("{}: {why}; is the port open, and is the server's name in its certificate?", identity.mqtt);
+            let text = format!(
+                "{}: {why}; is the port open, and is the server's name in its certificate?",
+                identity.mqtt
+            );
             problem("mqtt", text)
         }
         Err(_) => problem("mqtt", format!("{} does not answer within {} s", identity.mqtt, REACH.as_secs())),
@@ -192,7 +213,9 @@ mod tests {
         files::write_atomic(&dir.path().join("device.key"), b"x", 0o600).unwrap();
         assert!(key(dir.path()).ok);
         let layer = |reserve| Layer {
-            state_dir: Some(dir.path().to_owned()), reserve_bytes: Some(reserve), ..Layer::default()
+            state_dir: Some(dir.path().to_owned()),
+            reserve_bytes: Some(reserve),
+            ..Layer::default()
         };
         assert!(disk(&layer(1).resolve().unwrap()).ok && !disk(&layer(u64::MAX).resolve().unwrap()).ok);
     }
@@ -204,12 +227,19 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2026, 4, 1);
         let key = rcgen::KeyPair::generate().unwrap();
         let identity = Identity {
-            who: "acme.cam-1".parse().unwrap(), https: String::new(), mqtt: String::new(),
-            certificate_pem: params.self_signed(&key).unwrap().pem(), ca_pem: String::new(), key_pem: String::new(),
+            who: "acme.cam-1".parse().unwrap(),
+            https: String::new(),
+            mqtt: String::new(),
+            certificate_pem: params.self_signed(&key).unwrap().pem(),
+            ca_pem: String::new(),
+            key_pem: String::new(),
         };
         let day = |n: i64| 1_767_225_600 + n * 86_400; // 2026-01-01
         for (now, good, words) in [
-            (day(-1), false, "clock"), (day(1), true, "89 days"), (day(80), false, "ends in 10"), (day(95), false, "ended 5"),
+            (day(-1), false, "clock"),
+            (day(1), true, "89 days"),
+            (day(80), false, "ends in 10"),
+            (day(95), false, "ended 5"),
         ] {
             let finding = certificate(&identity, now);
             assert!(finding.ok == good && finding.text.contains(words), "{finding}");

@@ -184,7 +184,11 @@ fn outbox(value: u64) -> Result<u64, ConfigError> {
     if value >= 256 * 1024 {
         return Ok(value);
     }
-    Err(ConfigError::Value { key: "outbox_bytes", value: value.to_string(), why: "at least 262144 are needed" })
+    Err(ConfigError::Value {
+        key: "outbox_bytes",
+        value: value.to_string(),
+        why: "at least 262144 are needed",
+    })
 }
 
 /// A birth is one report of at most 3 KiB: 16 labels of 64 bytes each way take 2 KiB of it.
@@ -196,7 +200,10 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ConfigError> {
     for (key, value) in labels {
         let plain = |t: &str| (1..=64).contains(&t.len()) && !t.chars().any(char::is_control);
         if !plain(key) || !plain(value) {
-            return refuse(format!("{key:?} = {value:?}"), "1 to 64 bytes without control characters are allowed");
+            return refuse(
+                format!("{key:?} = {value:?}"),
+                "1 to 64 bytes without control characters are allowed",
+            );
         }
     }
     Ok(())

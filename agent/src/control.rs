@@ -176,7 +176,8 @@ pub async fn ask(state: &Path, ask: &Ask) -> Result<Answer, String> {
         Ok(Ok(line)) => line,
         Ok(Err(e)) => {
             return Err(format!(
-                "cannot reach the agent at {}: {e}; is it running, and is this its --state-dir?", path.display()
+                "cannot reach the agent at {}: {e}; is it running, and is this its --state-dir?",
+                path.display()
             ));
         }
         Err(_) => return Err(format!("the agent at {} does not answer", path.display())),
@@ -190,16 +191,25 @@ pub fn render(status: &Status) -> String {
     let mut out = String::new();
     let identity = status.identity.as_deref().unwrap_or("not enrolled");
     // Writing into a String cannot fail.
-    let _ = writeln!(out, "{identity}   agent {}   boot {}   up {} s", status.version, status.boot, status.uptime_s);
+    let _ = writeln!(
+        out,
+        "{identity}   agent {}   boot {}   up {} s",
+        status.version, status.boot, status.uptime_s
+    );
     let _ = writeln!(out, "server      {}", status.connection);
     let inference = status.inference.as_deref().unwrap_or("starting");
-    let _ = writeln!(out, "inference   {inference}   (restarts of the serving process: {})", status.serve_restarts);
+    let _ = writeln!(
+        out,
+        "inference   {inference}   (restarts of the serving process: {})",
+        status.serve_restarts
+    );
     let paused = if status.paused { ", paused by the fleet" } else { "" };
     let _ = writeln!(out, "goal        generation {}{paused}", status.generation);
     let _ = writeln!(out, "reports     {} waiting, {} dropped", status.outbox_entries, status.outbox_dropped);
     for model in &status.models {
         let trial = if model.trial_passed { "" } else { "   on trial" };
-        let _ = writeln!(out, "runs        {} {} ({}){trial}", model.model, model.version, model.digest.short());
+        let _ =
+            writeln!(out, "runs        {} {} ({}){trial}", model.model, model.version, model.digest.short());
     }
     for job in &status.jobs {
         let phase = serde_json::to_value(job.phase).ok();
@@ -216,15 +226,26 @@ mod tests {
 
     fn status() -> Status {
         Status {
-            identity: Some("acme.cam-1".into()), version: "0.1.0".into(), boot: 3, uptime_s: 5, inference: None,
-            connected: false, connection: "not connected: refused".into(), generation: 9, paused: true,
+            identity: Some("acme.cam-1".into()),
+            version: "0.1.0".into(),
+            boot: 3,
+            uptime_s: 5,
+            inference: None,
+            connected: false,
+            connection: "not connected: refused".into(),
+            generation: 9,
+            paused: true,
             models: vec![RunningModel {
                 model: ModelName::new("meter").unwrap(),
                 version: "1.0.0".parse().unwrap(),
                 digest: plimsoll_protocol::Digest::of(b"x"),
                 trial_passed: false,
             }],
-            jobs: Vec::new(), outbox_entries: 1, outbox_dropped: 0, serve_restarts: 0, messages_refused: 0,
+            jobs: Vec::new(),
+            outbox_entries: 1,
+            outbox_dropped: 0,
+            serve_restarts: 0,
+            messages_refused: 0,
         }
     }
 
@@ -264,7 +285,8 @@ mod tests {
     #[test]
     fn the_status_reads_well() {
         let text = render(&status());
-        for words in ["acme.cam-1", "meter 1.0.0", "on trial", "paused", "not connected: refused", "starting"] {
+        for words in ["acme.cam-1", "meter 1.0.0", "on trial", "paused", "not connected: refused", "starting"]
+        {
             assert!(text.contains(words), "{words:?} is missing in\n{text}");
         }
     }

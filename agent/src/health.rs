@@ -47,7 +47,10 @@ impl Sampler {
         let kinds = RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing().with_usage())
             .with_memory(MemoryRefreshKind::nothing().with_ram());
-        Self { system: System::new_with_specifics(kinds).ok(), components: Components::new_with_refreshed_list().ok() }
+        Self {
+            system: System::new_with_specifics(kinds).ok(),
+            components: Components::new_with_refreshed_list().ok(),
+        }
     }
 
     /// The machine for the birth.

@@ -9,7 +9,7 @@ use plimsoll_agent::config::{Layer, Settings};
 use plimsoll_agent::control::{self, Answer, Ask};
 use plimsoll_agent::driver::BootError;
 use plimsoll_agent::identity::{EnrollError, EnrollOptions, enroll};
-use plimsoll_agent::{causes, check, driver, tls};
+use plimsoll_agent::{causes, check, driver, serve, tls};
 use plimsoll_protocol::wire::v1::JoinToken;
 use plimsoll_protocol::{DeviceId, ModelName};
 
@@ -20,7 +20,10 @@ const USAGE: u8 = 2;
 
 /// Runs signed machine-learning models on this device, and keeps them up to date with its fleet.
 #[derive(Parser)]
-#[command(version, after_help = "Exit codes: 0 ok, 1 failed, 2 wrong usage or settings, 3 a verification refused it.")]
+#[command(
+    version,
+    after_help = "Exit codes: 0 ok, 1 failed, 2 wrong usage or settings, 3 a verification refused it."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -28,7 +31,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the agent
+    /// Run the agent, or with --bundle serve one bundle without a fleet
     Run(Run),
     /// Get this device its certificate with a join token
     Enroll(Enroll),
@@ -52,6 +55,15 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
+    /// Serve models for a driver that speaks on standard input (started by `run`)
+    #[command(hide = true)]
+    Serve,
+    /// Run the golden samples of a bundle on this hardware; exits 3 when they differ, 4 when it does not load
+    Selftest {
+        /// The bundle
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// Where the settings are.
@@ -66,6 +78,9 @@ struct At {
 
 #[derive(Args)]
 struct Run {
+    /// Serve this bundle, without a fleet and without an enrolment
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
     #[command(flatten)]
     at: At,
 }
@@ -113,6 +128,8 @@ fn main() -> ExitCode {
         Command::Status { at, output } => run_status(at, output),
         Command::Rollback { model, at } => run_rollback(model, at),
         Command::Check { at } => run_check(at),
+        Command::Serve => serve_as_child(),
+        Command::Selftest { dir } => status(serve::selftest_main(&dir)),
     };
     match end {
         Ok(()) => ExitCode::SUCCESS,
@@ -134,17 +151,36 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, End> {
 fn run_agent(run: Run) -> Result<(), End> {
     let settings = run.at.resolve()?;
     log_to_stderr(&settings.log)?;
+    if let Some(dir) = run.bundle {
+        return status(serve::run_bundle(&dir, settings.listen));
+    }
     block_on(driver::run(settings))?.map_err(|error| {
         let code = if matches!(error, BootError::NotEnrolled(_)) { USAGE } else { FAILED };
         End(code, causes(&error))
     })
 }
 
+/// The serving child. Its log goes where the driver's goes; standard output is the control channel.
+fn serve_as_child() -> Result<(), End> {
+    log_to_stderr(&std::env::var("PLIMSOLL_LOG").unwrap_or_else(|_| "info".into()))?;
+    status(serve::child_main())
+}
+
+/// An exit status of its own as an end; what it means was printed already.
+fn status(end: anyhow::Result<u8>) -> Result<(), End> {
+    match end {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(End(code, String::new())),
+        Err(error) => Err(End(FAILED, format!("{error:#}"))),
+    }
+}
+
 /// Logs go to standard error, where systemd's journal takes them.
 fn log_to_stderr(filter: &str) -> Result<(), End> {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|e| End(USAGE, format!("setting log = {filter:?}: {e}; try info, debug, or module=level")))?;
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|e| {
+        End(USAGE, format!("setting log = {filter:?}: {e}; try info, debug, or module=level"))
+    })?;
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     Ok(())
@@ -156,8 +192,14 @@ fn run_enroll(args: Enroll) -> Result<(), End> {
     let device = DeviceId::new(&name).map_err(|e| End(USAGE, format!("{e}; give a name with --device")))?;
     let settings = args.at.resolve()?;
     let labels: BTreeMap<String, String> = settings.labels.clone();
-    let options =
-        EnrollOptions { server: args.server, token, device, labels, state: settings.state_dir, force: args.force };
+    let options = EnrollOptions {
+        server: args.server,
+        token,
+        device,
+        labels,
+        state: settings.state_dir,
+        force: args.force,
+    };
     let identity = block_on(enroll(options))?.map_err(|error| {
         let code = if matches!(error, EnrollError::Exists(_)) { USAGE } else { FAILED };
         End(code, causes(&error))

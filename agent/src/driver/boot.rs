@@ -42,7 +42,9 @@ pub enum BootError {
     #[error("the outbox of the state folder cannot be used")]
     Outbox(#[from] OutboxError),
     /// The control socket cannot be opened.
-    #[error("the control socket of the state folder cannot be opened (a path of more than 107 bytes is too long)")]
+    #[error(
+        "the control socket of the state folder cannot be opened (a path of more than 107 bytes is too long)"
+    )]
     Socket(#[source] std::io::Error),
     /// Signals cannot be listened to.
     #[error("signals cannot be listened to")]
@@ -151,11 +153,15 @@ pub(super) fn boot(settings: Settings, done: mpsc::Sender<Done>) -> Result<(Driv
 
 /// The HTTPS side, when the identity allows one. A device without it serves what it has.
 fn source(
-    identity: Option<&Identity>, settings: &Settings, clock: &Clock, remarks: &mut Vec<(Severity, &'static str, String)>,
+    identity: Option<&Identity>,
+    settings: &Settings,
+    clock: &Clock,
+    remarks: &mut Vec<(Severity, &'static str, String)>,
 ) -> Option<HttpSource> {
     let identity = identity?;
     let made = tls::mutual(identity, clock).map_err(|e| crate::causes(&e)).and_then(|config| {
-        HttpSource::new(&identity.https, config, settings.bandwidth, clock.clone()).map_err(|e| crate::causes(&e))
+        HttpSource::new(&identity.https, config, settings.bandwidth, clock.clone())
+            .map_err(|e| crate::causes(&e))
     });
     match made {
         Ok(source) => Some(source),
@@ -173,4 +179,3 @@ fn new_incarnation() -> Incarnation {
     bytes[8..].copy_from_slice(&b);
     Incarnation::from_bytes(bytes)
 }
-

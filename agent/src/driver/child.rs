@@ -36,6 +36,8 @@ pub struct Spawn {
     pub program: PathBuf,
     /// `serve`.
     pub args: Vec<OsString>,
+    /// Its log filter, as `PLIMSOLL_LOG`: it reads no settings file.
+    pub log: String,
     /// First order.
     pub configure: Order,
 }
@@ -130,6 +132,7 @@ async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<St
 fn start(spawn: &Spawn) -> std::io::Result<Child> {
     Command::new(&spawn.program)
         .args(&spawn.args)
+        .env("PLIMSOLL_LOG", &spawn.log)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -149,7 +152,8 @@ async fn write_orders(mut stdin: ChildStdin, mut orders: mpsc::Receiver<Order>) 
 
 /// One answer, or `None` at the end of file. Bounded: a child that writes without an end is not believed.
 async fn read_line(
-    lines: &mut BufReader<tokio::process::ChildStdout>, line: &mut Vec<u8>,
+    lines: &mut BufReader<tokio::process::ChildStdout>,
+    line: &mut Vec<u8>,
 ) -> Result<Option<Answer>, String> {
     loop {
         let available = lines.fill_buf().await.map_err(|e| e.to_string())?;
@@ -208,6 +212,7 @@ mod tests {
         Spawn {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
+            log: "info".into(),
             configure: Order::Configure {
                 listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
                 max_body: 1,
@@ -224,10 +229,14 @@ mod tests {
         let (send, mut receive) = mpsc::channel(8);
         let task = tokio::spawn(supervise(shell(script), send));
         for life in 0..2 {
-            let Some(ChildEvent::Up { orders, addr }) = receive.recv().await else { panic!("life {life}: not up") };
+            let Some(ChildEvent::Up { orders, addr }) = receive.recv().await else {
+                panic!("life {life}: not up")
+            };
             assert_eq!(addr.port(), 7);
             orders.send(Order::Stats).await.unwrap();
-            let Some(ChildEvent::Down { reason, .. }) = receive.recv().await else { panic!("life {life}: not down") };
+            let Some(ChildEvent::Down { reason, .. }) = receive.recv().await else {
+                panic!("life {life}: not down")
+            };
             assert!(reason.contains("signal 9"), "{reason}");
         }
         drop(receive);
@@ -239,7 +248,10 @@ mod tests {
         for (script, words) in [
             ("echo hello; read x", "could not be read"),
             ("exit 3", "exit code 3"),
-            (r#"echo '{"answer":"listen_failed","addr":"127.0.0.1:7","reason":"in use"}'; read x; read x"#, "in use"),
+            (
+                r#"echo '{"answer":"listen_failed","addr":"127.0.0.1:7","reason":"in use"}'; read x; read x"#,
+                "in use",
+            ),
         ] {
             let (send, mut receive) = mpsc::channel(8);
             let task = tokio::spawn(supervise(shell(script), send));

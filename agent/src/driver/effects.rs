@@ -38,9 +38,13 @@ impl Driver {
                 let next_window = self.windows.next(digest);
                 let order = Order::Load { model: model.clone(), version, digest, dir, next_window };
                 if !self.order(order) && self.child.is_some() {
-                    self.answer(model, digest, ModelEvent::LoadFailed {
-                        reason: "the serving process does not take orders (its queue is full)".into(),
-                    });
+                    self.answer(
+                        model,
+                        digest,
+                        ModelEvent::LoadFailed {
+                            reason: "the serving process does not take orders (its queue is full)".into(),
+                        },
+                    );
                 }
             }
             Effect::Serve { model, digest } => {
@@ -76,11 +80,15 @@ impl Driver {
 
     fn fetch(&mut self, model: ModelName, version: semver::Version, digest: Digest) {
         let Some(source) = self.source.clone() else {
-            self.answer(model, digest, ModelEvent::FetchFailed {
-                failure: Failure::Transient,
-                reason: "this device has no usable enrolment: run `plimsoll-agent enroll`".into(),
-                retry_after_ms: None,
-            });
+            self.answer(
+                model,
+                digest,
+                ModelEvent::FetchFailed {
+                    failure: Failure::Transient,
+                    reason: "this device has no usable enrolment: run `plimsoll-agent enroll`".into(),
+                    retry_after_ms: None,
+                },
+            );
             return;
         };
         let job = FetchJob {

@@ -24,10 +24,16 @@ impl Driver {
                 self.feed(Event::ServerHeard);
             }
             LinkEvent::Down { conn, reason, retry_ms } => {
-                tracing::warn!(mqtt.conn = conn, mqtt.reason = reason, mqtt.retry_ms = retry_ms, "not connected");
+                tracing::warn!(
+                    mqtt.conn = conn,
+                    mqtt.reason = reason,
+                    mqtt.retry_ms = retry_ms,
+                    "not connected"
+                );
                 self.link = None;
                 self.outflow.connection_lost();
-                self.connection = format!("not connected: {reason}; next try in {} s", retry_ms.div_ceil(1000));
+                self.connection =
+                    format!("not connected: {reason}; next try in {} s", retry_ms.div_ceil(1000));
             }
             LinkEvent::SubscriptionRefused(why) => {
                 let text = format!("the server refused the subscription to this device's own orders: {why}");
@@ -42,7 +48,11 @@ impl Driver {
         let Some(identity) = &self.identity else { return };
         match mqtt::parse(&identity.who, topic, payload) {
             Ok(Inbound::Desired(desired)) => {
-                tracing::info!(order.generation = desired.generation, order.models = desired.models.len(), "order");
+                tracing::info!(
+                    order.generation = desired.generation,
+                    order.models = desired.models.len(),
+                    "order"
+                );
                 self.feed(Event::Desired(desired));
             }
             Ok(Inbound::Ack(ack)) => {
@@ -89,7 +99,10 @@ impl Driver {
                 self.stats.clear();
                 self.child_rss = 0;
                 self.serve_restarts += 1;
-                let text = format!("the serving process is gone: {reason}; it starts again in {} ms", restart.as_millis());
+                let text = format!(
+                    "the serving process is gone: {reason}; it starts again in {} ms",
+                    restart.as_millis()
+                );
                 self.report_event(Severity::Alarm, "serve.died", text, None, None);
                 if was_up {
                     self.feed(Event::ServeDied { reason });
@@ -143,7 +156,8 @@ impl Driver {
     fn judge_trials(&mut self, stats: &[ModelHealth]) {
         let on_trial: Vec<_> = self.core.running().into_iter().filter(|m| !m.trial_passed).collect();
         for running in on_trial {
-            let Some(seen) = stats.iter().find(|s| s.model == running.model && s.digest == running.digest) else {
+            let Some(seen) = stats.iter().find(|s| s.model == running.model && s.digest == running.digest)
+            else {
                 continue;
             };
             let what = ModelEvent::TrialSample { requests: seen.requests, failed: seen.failed };
@@ -172,7 +186,9 @@ impl Driver {
                 Reply::Done { text: format!("{model} goes back from {from} to {to}") }
             }
             (Some((from, _)), Some(_)) => Reply::Refused {
-                text: format!("{model} stays on {from}: there is no previous version that passed a trial here"),
+                text: format!(
+                    "{model} stays on {from}: there is no previous version that passed a trial here"
+                ),
             },
             _ => Reply::Refused { text: format!("this device runs no model {model}") },
         }

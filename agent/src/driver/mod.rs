@@ -49,8 +49,8 @@ use crate::slots::Slots;
 use crate::stamp::Stamp;
 use crate::tls;
 
-use boot::Keeper;
 pub use boot::BootError;
+use boot::Keeper;
 use child::ChildEvent;
 use timer::Every;
 use windows::Windows;
@@ -154,7 +154,9 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 
 /// Says goodbye, so that the server does not take a stop for a crash, and lets running requests finish.
 async fn stop(
-    driver: Driver, mut link: mpsc::Receiver<LinkEvent>, child: mpsc::Receiver<ChildEvent>,
+    driver: Driver,
+    mut link: mpsc::Receiver<LinkEvent>,
+    child: mpsc::Receiver<ChildEvent>,
     supervisor: tokio::task::JoinHandle<()>,
 ) {
     notify(&[sd_notify::NotifyState::Stopping]);
@@ -219,7 +221,8 @@ impl Driver {
 
     /// How long nothing is due.
     fn until_due(&self) -> Duration {
-        let timers = [Some(self.health.next_ms()), Some(self.window.next_ms()), Some(self.statistics.next_ms())];
+        let timers =
+            [Some(self.health.next_ms()), Some(self.window.next_ms()), Some(self.statistics.next_ms())];
         let others = [self.wake_ms, self.watchdog.map(|w| w.next_ms()), self.next_publish_ms()];
         let next = timers.into_iter().chain(others).flatten().min().unwrap_or(u64::MAX);
         Duration::from_millis(next.saturating_sub(self.clock.mono_ms()))
@@ -250,6 +253,7 @@ impl Driver {
         child::Spawn {
             program: work::own_program(),
             args: vec!["serve".into()],
+            log: self.settings.log.clone(),
             configure: Order::Configure {
                 listen: self.settings.listen,
                 max_body: self.settings.max_body_bytes,
@@ -265,7 +269,8 @@ impl Driver {
             return;
         };
         let parts = identity.mqtt_address().map_err(|e| e.to_string());
-        let parts = parts.and_then(|a| tls::mutual(identity, &self.clock).map(|t| (a, t)).map_err(|e| e.to_string()));
+        let parts =
+            parts.and_then(|a| tls::mutual(identity, &self.clock).map(|t| (a, t)).map_err(|e| e.to_string()));
         let ((host, port), config) = match parts {
             Ok(parts) => parts,
             Err(why) => {

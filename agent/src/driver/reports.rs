@@ -55,7 +55,12 @@ impl Driver {
 
     /// An event of the shell, at most once a minute for the same code and bundle.
     pub(super) fn report_event(
-        &mut self, severity: Severity, code: &str, mut text: String, model: Option<&ModelName>, digest: Option<Digest>,
+        &mut self,
+        severity: Severity,
+        code: &str,
+        mut text: String,
+        model: Option<&ModelName>,
+        digest: Option<Digest>,
     ) {
         let now = self.clock.mono_ms();
         let lately = &mut self.reports.lately;
@@ -109,9 +114,14 @@ impl Driver {
             return;
         }
         // One that does not fit the protocol must not take the others with it.
-        let (fit, oversized): (Vec<_>, Vec<_>) = unwritten.into_iter().partition(|r| r.json.len() <= MAX_REPORT_BYTES);
+        let (fit, oversized): (Vec<_>, Vec<_>) =
+            unwritten.into_iter().partition(|r| r.json.len() <= MAX_REPORT_BYTES);
         for report in oversized {
-            tracing::error!(report.kind = report.kind.as_str(), report.bytes = report.json.len(), "a report is too big");
+            tracing::error!(
+                report.kind = report.kind.as_str(),
+                report.bytes = report.json.len(),
+                "a report is too big"
+            );
         }
         if let Err(error) = self.outbox.push(&fit) {
             // Told to the log only: a report about a report that could not be stored would not be stored either.
@@ -159,7 +169,8 @@ impl Driver {
                 continue;
             }
             let topic = Topic::Up(identity.who.clone(), report.kind);
-            let message = Outgoing { topic, payload: report.json, assured: true, retain: false, expiry_s: None };
+            let message =
+                Outgoing { topic, payload: report.json, assured: true, retain: false, expiry_s: None };
             if link.publish(message).is_err() {
                 self.reports.waiting = true;
                 return;
@@ -188,7 +199,8 @@ impl Driver {
     /// The last message; `false` when there is nobody to say it to.
     pub(super) fn say_goodbye(&self) -> bool {
         let Some(link) = &self.link else { return false };
-        self.publish_state(State::Offline { boot: self.stamp.boot, conn: self.conn }) && link.disconnect().is_ok()
+        self.publish_state(State::Offline { boot: self.stamp.boot, conn: self.conn })
+            && link.disconnect().is_ok()
     }
 
     fn publish_state(&self, state: State) -> bool {
@@ -212,7 +224,12 @@ impl Driver {
             serve_restarts: self.serve_restarts,
             models: self.stats.iter().filter(|m| is_active(m.digest)).cloned().collect(),
         };
-        self.publish(Up::Health, self.stamp.json(0, health), false, Some(2 * self.settings.health_interval_s));
+        self.publish(
+            Up::Health,
+            self.stamp.json(0, health),
+            false,
+            Some(2 * self.settings.health_interval_s),
+        );
     }
 
     fn publish(&self, kind: Up, payload: Vec<u8>, retain: bool, expiry_s: Option<u32>) -> bool {
@@ -220,7 +237,8 @@ impl Driver {
         let topic = Topic::Up(identity.who.clone(), kind);
         let assured = kind != Up::Health;
         let sent = link.publish(Outgoing { topic, payload, assured, retain, expiry_s });
-        sent.inspect_err(|_| tracing::warn!(mqtt.kind = kind.as_str(), "the link is full; not published")).is_ok()
+        sent.inspect_err(|_| tracing::warn!(mqtt.kind = kind.as_str(), "the link is full; not published"))
+            .is_ok()
     }
 }
 

@@ -6,10 +6,10 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use plimsoll_agent_core::{Failure, ModelEvent};
-use serde::Deserialize;
 use tokio::process::Command;
 
 use super::child::describe;
+use crate::serve::control::SelfTestLine;
 
 /// Limit of a self-test: the core allows 10 minutes for loading and 64 samples at 5 s; half of that is left for a
 /// second child after a crash of the first.
@@ -18,15 +18,6 @@ pub const LIMIT: Duration = Duration::from_secs(5 * 60);
 const MISMATCH: i32 = 3;
 /// Exit code: it does not load.
 const UNLOADABLE: i32 = 4;
-
-/// What the child prints: the runtime's report, or why there is none.
-#[derive(Deserialize)]
-struct Line {
-    #[serde(default)]
-    error: Option<String>,
-    #[serde(default)]
-    mismatch: Option<plimsoll_runtime::Mismatch>,
-}
 
 /// Runs the golden samples of a bundle. Never fails: every end is an event.
 pub async fn run(program: &Path, dir: &Path, limit: Duration) -> ModelEvent {
@@ -51,16 +42,22 @@ fn judge(output: &Output) -> ModelEvent {
     let said = explain(text.lines().next_back().unwrap_or_default());
     match output.status.code() {
         Some(0) => ModelEvent::SelfTestPassed,
-        Some(MISMATCH | UNLOADABLE) => ModelEvent::SelfTestFailed { failure: Failure::Permanent, reason: said },
+        Some(MISMATCH | UNLOADABLE) => {
+            ModelEvent::SelfTestFailed { failure: Failure::Permanent, reason: said }
+        }
         _ => broke(format!("the self-test {}", describe(output.status).trim_start_matches("it "))),
     }
 }
 
 /// The reason in words, from the child's last line.
 fn explain(line: &str) -> String {
-    let parsed: Option<Line> = serde_json::from_str(line).ok();
-    let words = parsed.and_then(|l| l.error.or_else(|| l.mismatch.map(|m| m.to_string())));
-    words.unwrap_or_else(|| line.chars().take(400).collect())
+    match serde_json::from_str(line) {
+        Ok(SelfTestLine::Broken { error }) => error,
+        Ok(SelfTestLine::Report(report)) => report
+            .mismatch
+            .map_or_else(|| "no sample differed, and yet it failed".to_owned(), |m| m.to_string()),
+        Err(_) => line.chars().take(400).collect(),
+    }
 }
 
 fn broke(reason: String) -> ModelEvent {
@@ -85,14 +82,21 @@ mod tests {
         let long = Duration::from_secs(60);
         assert_eq!(end_of("exit 0", long).await, ModelEvent::SelfTestPassed);
         for (script, failure, words) in [
-            (r#"echo '{"ok":false,"error":"sample 0 output y: got 1"}'; exit 3"#, Failure::Permanent, "sample 0"),
-            ("echo 'operator Foo is unknown'; exit 4", Failure::Permanent, "Foo"),
+            (
+                r#"echo '{"ok":false,"samples":1,"max_abs_error":2.0,"mismatch":{"sample":7,"output":"y","difference":"top1","row":0,"got":3,"expected":8},"load_ms":1,"infer_us":1,"peak_rss_bytes":1}'; exit 3"#,
+                Failure::Permanent,
+                "golden sample 7",
+            ),
+            (r#"echo '{"error":"operator Foo is unknown"}'; exit 4"#, Failure::Permanent, "Foo"),
+            ("echo plain words; exit 4", Failure::Permanent, "plain words"),
             ("kill -9 $$", Failure::Transient, "memory"),
             ("kill -6 $$", Failure::Transient, "aborted"),
             ("exit 101", Failure::Transient, "101"),
         ] {
             let got = end_of(script, long).await;
-            let ModelEvent::SelfTestFailed { failure: kind, reason } = &got else { panic!("{script}: {got:?}") };
+            let ModelEvent::SelfTestFailed { failure: kind, reason } = &got else {
+                panic!("{script}: {got:?}")
+            };
             assert_eq!(*kind, failure, "{script}");
             assert!(reason.contains(words), "{script}: {reason}");
         }

@@ -104,7 +104,10 @@ async fn file(source: &HttpSource, staging: &Staging, entry: &FileEntry) -> Resu
         let (writer, fetched) = source.blob(entry.sha256, entry.size, writer).await;
         fetched.map_err(|e| FetchError { text: format!("file {}: {}", entry.path, e.text), ..e })?;
         let Some(writer) = writer else {
-            return Err(FetchError::transient("fetch.disk", format!("file {}: the disk task was lost", entry.path)));
+            return Err(FetchError::transient(
+                "fetch.disk",
+                format!("file {}: the disk task was lost", entry.path),
+            ));
         };
         match blocking(move || writer.finish()).await {
             Err(error) if continued && !error.transient => {
@@ -154,3 +157,6 @@ impl BlobSink for FileWriter {
         Self::restart(self).map_err(std::io::Error::other)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,8 @@ use plimsoll_protocol::Digest;
 use super::FetchError;
 use super::pace::Pace;
 use super::ranged::{Reply, Verdict, judge};
-use crate::clock::Clock;
 use crate::causes;
+use crate::clock::Clock;
 
 /// TCP and TLS: two round trips and an ECDSA signature, 2 s on a slow device over a bad link; ten times that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -42,7 +42,10 @@ pub struct HttpSource {
 impl HttpSource {
     /// Does not connect yet.
     pub fn new(
-        base: &str, tls: rustls::ClientConfig, bandwidth: Option<u64>, clock: Clock,
+        base: &str,
+        tls: rustls::ClientConfig,
+        bandwidth: Option<u64>,
+        clock: Clock,
     ) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
@@ -60,7 +63,8 @@ impl HttpSource {
     /// A small document whole, or `None` for "there is none".
     pub async fn document(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, FetchError> {
         let url = format!("{}{path}", self.base);
-        let network = |e: reqwest::Error| FetchError::transient("fetch.network", format!("{url}: {}", causes(&e)));
+        let network =
+            |e: reqwest::Error| FetchError::transient("fetch.network", format!("{url}: {}", causes(&e)));
         let mut response = self.client.get(&url).send().await.map_err(network)?;
         match response.status().as_u16() {
             200 => {}
@@ -70,7 +74,8 @@ impl HttpSource {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(network)? {
             if body.len() as u64 + chunk.len() as u64 > max_bytes {
-                let text = format!("{url} is longer than the {max_bytes} bytes allowed: refused as endless data");
+                let text =
+                    format!("{url} is longer than the {max_bytes} bytes allowed: refused as endless data");
                 return Err(FetchError::permanent("fetch.oversized", text));
             }
             body.extend_from_slice(&chunk);
@@ -80,7 +85,12 @@ impl HttpSource {
 
     /// Fetches a blob of exactly `size` bytes into a sink, continuing what the sink has. Does not check the digest:
     /// the sink hashes what it stores, and what was there before.
-    pub async fn blob<S: BlobSink>(&self, digest: Digest, size: u64, sink: S) -> (Option<S>, Result<(), FetchError>) {
+    pub async fn blob<S: BlobSink>(
+        &self,
+        digest: Digest,
+        size: u64,
+        sink: S,
+    ) -> (Option<S>, Result<(), FetchError>) {
         let mut held = Some(sink);
         // Twice: a wrong part is answered by starting over, once.
         for _ in 0..2 {
@@ -100,7 +110,10 @@ impl HttpSource {
 
     /// One request. `Ok(false)` means that the sink was emptied and the request is to be made again.
     async fn attempt<S: BlobSink>(
-        &self, digest: Digest, size: u64, held: &mut Option<S>,
+        &self,
+        digest: Digest,
+        size: u64,
+        held: &mut Option<S>,
     ) -> Result<bool, FetchError> {
         let url = self.blob_url(digest);
         let have = held.as_ref().map_or(0, S::have);
@@ -116,7 +129,8 @@ impl HttpSource {
             let etag = format!("\"{digest}\"");
             request = request.header(header::RANGE, format!("bytes={have}-")).header(header::IF_RANGE, etag);
         }
-        let network = |e: reqwest::Error| FetchError::transient("fetch.network", format!("{url}: {}", causes(&e)));
+        let network =
+            |e: reqwest::Error| FetchError::transient("fetch.network", format!("{url}: {}", causes(&e)));
         let mut response = request.send().await.map_err(network)?;
         let from = match judge(reply(&response), have, size) {
             Verdict::Append => have,
@@ -131,7 +145,9 @@ impl HttpSource {
                 self.disk(&url, held, |sink| sink.restart()).await?;
                 return Ok(false);
             }
-            Verdict::Later { .. } | Verdict::Never(_) => return Err(self.refusal(&url, &response, have, size)),
+            Verdict::Later { .. } | Verdict::Never(_) => {
+                return Err(self.refusal(&url, &response, have, size));
+            }
         };
         let mut pace = self.bandwidth.map(|b| Pace::new(b, self.clock.mono_ms()));
         let (mut got, mut batch) = (from, Vec::new());
@@ -159,14 +175,20 @@ impl HttpSource {
     }
 
     async fn store<S: BlobSink>(
-        &self, url: &str, held: &mut Option<S>, chunks: Vec<Bytes>,
+        &self,
+        url: &str,
+        held: &mut Option<S>,
+        chunks: Vec<Bytes>,
     ) -> Result<(), FetchError> {
         self.disk(url, held, move |sink| chunks.iter().try_for_each(|c| sink.write(c))).await
     }
 
     /// Runs one blocking disk operation off this thread. The sink travels there and back.
     async fn disk<S: BlobSink>(
-        &self, url: &str, held: &mut Option<S>, work: impl FnOnce(&mut S) -> std::io::Result<()> + Send + 'static,
+        &self,
+        url: &str,
+        held: &mut Option<S>,
+        work: impl FnOnce(&mut S) -> std::io::Result<()> + Send + 'static,
     ) -> Result<(), FetchError> {
         let lost = || FetchError::transient("fetch.disk", format!("{url}: the disk task was lost"));
         let mut sink = held.take().ok_or_else(lost)?;
@@ -176,7 +198,9 @@ impl HttpSource {
         });
         let (sink, result) = done.await.map_err(|_| lost())?;
         *held = Some(sink);
-        result.map_err(|e| FetchError::transient("fetch.disk", format!("cannot store {url}: {e}; is the disk full?")))
+        result.map_err(|e| {
+            FetchError::transient("fetch.disk", format!("cannot store {url}: {e}; is the disk full?"))
+        })
     }
 
     fn refusal(&self, url: &str, response: &reqwest::Response, have: u64, size: u64) -> FetchError {

@@ -43,7 +43,9 @@ const MAX_RETRY_AFTER_S: u64 = 24 * 3600;
 pub fn judge(reply: Reply<'_>, have: u64, size: u64) -> Verdict {
     if matches!(reply.status, 200 | 206) && reply.content_encoding.is_some_and(|e| e != "identity") {
         let encoding = reply.content_encoding.unwrap_or_default();
-        return Verdict::Never(format!("it came with content-encoding {encoding:?}, which was not asked for"));
+        return Verdict::Never(format!(
+            "it came with content-encoding {encoding:?}, which was not asked for"
+        ));
     }
     match reply.status {
         200 => match reply.content_length {

@@ -20,8 +20,11 @@ const MAX_STORED_BYTES: u64 = plimsoll_protocol::trust::MAX_TARGETS_BYTES;
 /// Gets a document by its name in the repository. The real one is [`HttpSource`]; tests have a folder.
 pub trait Documents {
     /// The document, or `None` when there is none.
-    fn get(&self, name: &str, max_bytes: u64)
-    -> impl Future<Output = Result<Option<Vec<u8>>, FetchError>> + Send;
+    fn get(
+        &self,
+        name: &str,
+        max_bytes: u64,
+    ) -> impl Future<Output = Result<Option<Vec<u8>>, FetchError>> + Send;
 }
 
 impl Documents for HttpSource {
@@ -61,7 +64,8 @@ impl Trust {
     /// Everything stored. A document that cannot be read counts as absent: it is fetched again.
     fn stored(&self) -> Result<TrustedDocs, FetchError> {
         let list = std::fs::read_dir(&self.dir).map_err(|e| {
-            let text = format!("cannot read the trusted metadata in {}: {e}; enrol again", self.dir.display());
+            let text =
+                format!("cannot read the trusted metadata in {}: {e}; enrol again", self.dir.display());
             FetchError::permanent("trust.lost", text)
         })?;
         let mut docs = TrustedDocs::new();
@@ -84,7 +88,11 @@ impl Trust {
 impl Refresh {
     /// The signed manifest of a model version. Its digest must be the ordered one: the server cannot name another.
     pub async fn manifest(
-        &mut self, source: &HttpSource, model: &ModelName, version: &semver::Version, ordered: Digest,
+        &mut self,
+        source: &HttpSource,
+        model: &ModelName,
+        version: &semver::Version,
+        ordered: Digest,
     ) -> Result<(Verified<Manifest>, Vec<u8>), FetchError> {
         let target = self.target(source, model, version, ordered).await?;
         let path = format!("/blobs/sha256/{}", target.sha256());
@@ -98,7 +106,11 @@ impl Refresh {
 
     /// The signed target of a model version, when its digest is the ordered one.
     pub async fn target(
-        &mut self, documents: &impl Documents, model: &ModelName, version: &semver::Version, ordered: Digest,
+        &mut self,
+        documents: &impl Documents,
+        model: &ModelName,
+        version: &semver::Version,
+        ordered: Digest,
     ) -> Result<VerifiedTarget, FetchError> {
         let path = target_path(model, version);
         self.client.find(&path).map_err(refused)?;
@@ -116,7 +128,9 @@ impl Refresh {
             let text = format!(
                 "the order names {model} {version} with digest {}, but {} signed digest {}: the signed one counts and \
                  the order is refused",
-                ordered.short(), target.role(), target.sha256().short()
+                ordered.short(),
+                target.role(),
+                target.sha256().short()
             );
             return Err(FetchError::permanent("order.wrong_bundle", text));
         }
@@ -141,7 +155,13 @@ impl Refresh {
             for document in trusted {
                 let path = self.dir.join(&document.name);
                 files::write_atomic(&path, &document.bytes, PUBLIC).map_err(|e| {
-                    FetchError::transient("fetch.disk", format!("{e}: {}", std::error::Error::source(&e).map_or_else(String::new, ToString::to_string)))
+                    FetchError::transient(
+                        "fetch.disk",
+                        format!(
+                            "{e}: {}",
+                            std::error::Error::source(&e).map_or_else(String::new, ToString::to_string)
+                        ),
+                    )
                 })?;
             }
         }

@@ -129,8 +129,13 @@ fn certificate_request(key: &KeyPair, device: &DeviceId) -> Result<String, rcgen
     params.serialize_request(key)?.pem()
 }
 
-async fn call(server: &str, options: &EnrollOptions, request: &EnrollRequest) -> Result<EnrollResponse, EnrollError> {
-    let unreachable = |e: reqwest::Error| EnrollError::Unreachable { server: server.to_owned(), why: causes(&e) };
+async fn call(
+    server: &str,
+    options: &EnrollOptions,
+    request: &EnrollRequest,
+) -> Result<EnrollResponse, EnrollError> {
+    let unreachable =
+        |e: reqwest::Error| EnrollError::Unreachable { server: server.to_owned(), why: causes(&e) };
     if !server.starts_with("https://") {
         let why = "the address must start with https://".to_owned();
         return Err(EnrollError::Unreachable { server: server.to_owned(), why });
@@ -143,9 +148,11 @@ async fn call(server: &str, options: &EnrollOptions, request: &EnrollRequest) ->
         .no_proxy()
         .build()
         .map_err(unreachable)?;
-    let response = client.post(format!("{server}{ENROLL_PATH}")).json(request).send().await.map_err(unreachable)?;
+    let response =
+        client.post(format!("{server}{ENROLL_PATH}")).json(request).send().await.map_err(unreachable)?;
     let status = response.status();
-    let body = read_limited(response).await.map_err(|why| EnrollError::Answer { server: server.to_owned(), why })?;
+    let body =
+        read_limited(response).await.map_err(|why| EnrollError::Answer { server: server.to_owned(), why })?;
     if !status.is_success() {
         return Err(EnrollError::Refused {
             server: server.to_owned(),
@@ -154,7 +161,8 @@ async fn call(server: &str, options: &EnrollOptions, request: &EnrollRequest) ->
             detail: problem_detail(&body),
         });
     }
-    serde_json::from_slice(&body).map_err(|e| EnrollError::Answer { server: server.to_owned(), why: e.to_string() })
+    serde_json::from_slice(&body)
+        .map_err(|e| EnrollError::Answer { server: server.to_owned(), why: e.to_string() })
 }
 
 async fn read_limited(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
@@ -182,7 +190,8 @@ fn check_answer(options: &EnrollOptions, key: &KeyPair, answer: &EnrollResponse)
     if answer.identity.device != options.device {
         return Err(format!("it names the device {}, asked was {}", answer.identity.device, options.device));
     }
-    let chain = tls::certificates("the certificate", answer.certificate_pem.as_bytes()).map_err(|e| e.to_string())?;
+    let chain =
+        tls::certificates("the certificate", answer.certificate_pem.as_bytes()).map_err(|e| e.to_string())?;
     let ca = tls::certificates("the CA", answer.ca_pem.as_bytes()).map_err(|e| e.to_string())?;
     if !ca.iter().any(|c| tls::fingerprint(c) == options.token.ca) {
         return Err("its CA is not the one that the token names".into());

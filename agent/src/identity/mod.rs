@@ -110,7 +110,8 @@ impl Identity {
         let tuf = state.join("tuf");
         files::create_private_dir(&tuf)?;
         // Metadata of an earlier enrolment belongs to another repository: it must not meet the new root.
-        for name in std::fs::read_dir(&tuf).map_err(|e| FileError::new("read directory", &tuf, e))?.flatten() {
+        for name in std::fs::read_dir(&tuf).map_err(|e| FileError::new("read directory", &tuf, e))?.flatten()
+        {
             std::fs::remove_file(name.path()).map_err(|e| FileError::new("remove", &name.path(), e))?;
         }
         files::write_atomic(&state.join("device.key"), self.key_pem.as_bytes(), SECRET)?;

@@ -46,7 +46,12 @@ mod tests {
             let delay = backoff.ended(STABLE_MS - 1, u64::MAX / 3);
             assert!(delay <= bound, "attempt {attempt}: {delay} > {bound}");
         }
-        let high = (0_u64..64).map(|i| { let mut b = Backoff { failures: 20 }; b.ended(0, i) }).max();
+        let high = (0_u64..64)
+            .map(|i| {
+                let mut b = Backoff { failures: 20 };
+                b.ended(0, i)
+            })
+            .max();
         assert!(high > Some(CAP_MS / 2), "the whole spread is used");
         assert!(backoff.ended(STABLE_MS, u64::MAX) <= BASE_MS);
     }

@@ -90,7 +90,11 @@ mod tests {
             ("plimsoll/1/acme/cam-1/dn/ack", "[]", "message.malformed"),
             ("plimsoll/1/acme/cam-1/dn/ack", &"[".repeat(60_000), "message.malformed"),
             ("plimsoll/1/acme/cam-1/dn/ack", &"x".repeat(MAX_INBOUND + 1), "message.malformed"),
-            ("plimsoll/1/acme/cam-1/dn/desired", &desired.replace("\"v\":1", "\"v\":2"), "message.unsupported"),
+            (
+                "plimsoll/1/acme/cam-1/dn/desired",
+                &desired.replace("\"v\":1", "\"v\":2"),
+                "message.unsupported",
+            ),
             ("plimsoll/1/acme/cam-1/dn/cmd", "{}", "message.unsupported"),
         ] {
             assert_eq!(check(topic, payload).unwrap_err(), code, "{topic} {:.40}", payload);

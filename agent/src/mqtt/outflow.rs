@@ -39,7 +39,8 @@ impl Outflow {
     /// The server has committed these. What an acknowledgement of another incarnation names was never in flight here.
     pub fn acknowledged(&mut self, ack: &Ack) {
         self.sent_at.retain(|(inc, boot, seq), _| {
-            *inc != ack.inc || !ack.ranges.iter().any(|(b, low, high)| boot == b && (low..=high).contains(&seq))
+            *inc != ack.inc
+                || !ack.ranges.iter().any(|(b, low, high)| boot == b && (low..=high).contains(&seq))
         });
     }
 

@@ -49,7 +49,11 @@ pub struct Broker {
 /// Connects for ever, until the driver drops its end. Never publishes.
 pub async fn run(broker: Broker, events: mpsc::Sender<LinkEvent>) {
     let mut backoff = Backoff::default();
-    tokio::time::sleep(Duration::from_millis(first_contact_ms(broker.device_seed, broker.first_contact_spread_s))).await;
+    tokio::time::sleep(Duration::from_millis(first_contact_ms(
+        broker.device_seed,
+        broker.first_contact_spread_s,
+    )))
+    .await;
     for conn in 1_u64.. {
         let (client, mut poll) = AsyncClient::new(options(&broker, conn), QUEUE);
         let stood = Instant::now();
@@ -72,7 +76,11 @@ struct DriverGone;
 
 /// Polls one connection to its end; says whether it ever stood, and why it ended.
 async fn one_connection(
-    broker: &Broker, conn: u64, client: AsyncClient, poll: &mut EventLoop, events: &mpsc::Sender<LinkEvent>,
+    broker: &Broker,
+    conn: u64,
+    client: AsyncClient,
+    poll: &mut EventLoop,
+    events: &mpsc::Sender<LinkEvent>,
 ) -> Result<(bool, String), DriverGone> {
     let mut was_up = false;
     loop {
@@ -82,7 +90,8 @@ async fn one_connection(
         };
         let told = match event {
             Event::Incoming(Packet::ConnAck(_)) => {
-                let filters = Topic::subscriptions(&broker.who).map(|path| Filter::new(path, QoS::AtLeastOnce));
+                let filters =
+                    Topic::subscriptions(&broker.who).map(|path| Filter::new(path, QoS::AtLeastOnce));
                 if client.try_subscribe_many(filters).is_err() {
                     return Ok((was_up, "the queue of a fresh connection is full".into()));
                 }
@@ -134,11 +143,12 @@ struct RumqttLink {
 impl Link for RumqttLink {
     fn publish(&self, message: Outgoing) -> Result<(), Full> {
         let qos = if message.assured { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-        let (topic, properties) = (message.topic.to_string(), PublishProperties {
-            message_expiry_interval: message.expiry_s,
-            ..PublishProperties::default()
-        });
-        let sent = self.client.try_publish_with_properties(topic, qos, message.retain, message.payload, properties);
+        let (topic, properties) = (
+            message.topic.to_string(),
+            PublishProperties { message_expiry_interval: message.expiry_s, ..PublishProperties::default() },
+        );
+        let sent =
+            self.client.try_publish_with_properties(topic, qos, message.retain, message.payload, properties);
         sent.map_err(|_| Full)
     }
 

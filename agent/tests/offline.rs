@@ -1,0 +1,162 @@
+//! The real program, with a model in its slot and nobody to talk to: no server, no enrolment, no network. What ran
+//! must run again, whatever ended the program.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use plimsoll_agent::control::{self, Answer, Ask, Status};
+use plimsoll_protocol::Digest;
+use plimsoll_runtime::testing;
+use tokio::process::{Child, Command};
+
+/// A whole start with its child on a machine that runs other tests too takes seconds; this is only the end of hope.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn agent(state: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"))
+        .args([
+            "run",
+            "--listen",
+            "127.0.0.1:0",
+            "--health-interval-s",
+            "1",
+            "--window-s",
+            "1",
+            "--state-dir",
+        ])
+        .arg(state)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// Puts a bundle into a slot, as an agent that lost its anchor would find it. `proven` is the mark of a passed trial.
+fn put_slot(state: &Path, major: u64, proven: u64) -> Digest {
+    let dir = tempfile::tempdir_in(state).unwrap();
+    let mut manifest = testing::classifier_manifest(4, 3);
+    manifest.version = semver::Version::new(major, 0, 0);
+    let (_, digest) = testing::write_bundle(dir.path(), &testing::classifier(4, 3, major as f32), manifest);
+    std::fs::create_dir_all(state.join("slots")).unwrap();
+    let slot = state.join("slots").join(digest.to_string());
+    std::fs::rename(dir.keep(), &slot).unwrap();
+    std::fs::write(slot.join(".proven"), format!("{proven}\n")).unwrap();
+    digest
+}
+
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("in vain: {what}"))
+}
+
+async fn status(state: &Path) -> Option<Status> {
+    match control::ask(state, &Ask::Status).await {
+        Ok(Answer::Status(status)) => Some(*status),
+        _ => None,
+    }
+}
+
+/// The version that answers an inference request, once one does.
+async fn answered_by(state: &Path) -> String {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    until("an answer to an inference request", async || {
+        let url = format!("{}/v2/models/meter/infer", status(state).await?.inference?);
+        let row = serde_json::json!({"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]});
+        let sent = client.post(url).json(&serde_json::json!({ "inputs": [row] })).send().await;
+        let answer: serde_json::Value = sent.ok().filter(|r| r.status().is_success())?.json().await.ok()?;
+        Some(answer["model_version"].as_str()?.to_owned())
+    })
+    .await
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+#[tokio::test]
+async fn what_ran_is_served_again_without_a_server_and_after_every_kind_of_end() {
+    plimsoll_agent::tls::install_ring();
+    let state = tempfile::tempdir().unwrap();
+    put_slot(state.path(), 1, 4);
+    let newest = put_slot(state.path(), 2, 5);
+
+    // No anchor, no enrolment: the newest slot that proved itself here is served.
+    let mut first = agent(state.path());
+    assert_eq!(answered_by(state.path()).await, "2.0.0");
+    let seen = status(state.path()).await.unwrap();
+    assert_eq!((seen.boot, seen.models[0].digest, seen.connected), (1, newest, false));
+    assert!(seen.connection.contains("not enrolled"), "{}", seen.connection);
+
+    // A second agent on the same folder is refused and does no harm.
+    let second = agent(state.path()).wait().await.unwrap();
+    assert_eq!(second.code(), Some(1));
+
+    // The serving child is killed: the driver starts another.
+    kill_child_of(&first);
+    until("a restart of the serving process", async || {
+        status(state.path()).await.filter(|s| s.serve_restarts > 0 && s.inference.is_some())
+    })
+    .await;
+    assert_eq!(answered_by(state.path()).await, "2.0.0");
+
+    // The driver is killed: the next one finds the anchor.
+    signal(&first, rustix::process::Signal::KILL);
+    first.wait().await.unwrap();
+    let mut third = agent(state.path());
+    assert_eq!(answered_by(state.path()).await, "2.0.0");
+    assert_eq!(status(state.path()).await.unwrap().boot, 2);
+
+    // A person asks for the version before.
+    let model = "meter".parse().unwrap();
+    let answer = control::ask(state.path(), &Ask::Rollback { model }).await.unwrap();
+    assert!(matches!(&answer, Answer::Done { text } if text.contains("1.0.0")), "{answer:?}");
+    until("the version before", async || (answered_by(state.path()).await == "1.0.0").then_some(())).await;
+
+    // It is told to stop, and stops well; the choice holds.
+    signal(&third, rustix::process::Signal::TERM);
+    assert_eq!(third.wait().await.unwrap().code(), Some(0));
+    let _fourth = agent(state.path());
+    assert_eq!(answered_by(state.path()).await, "1.0.0");
+}
+
+/// Kills the serving child of an agent: its only child that serves.
+fn kill_child_of(agent: &Child) {
+    let pid = agent.id().unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let child: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    let child = rustix::process::Pid::from_raw(child).unwrap();
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_device_that_never_enrolled_says_what_to_do_and_a_wrong_setting_names_its_key() {
+    let state = tempfile::tempdir().unwrap();
+    let run = |args: Vec<String>| async move {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"));
+        let output = command.args(args).stdin(Stdio::null()).output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let dir = state.path().display().to_string();
+    let (code, text) = run(vec!["run".into(), "--state-dir".into(), dir.clone()]).await;
+    assert!(code == Some(2) && text.contains("plimsoll-agent enroll"), "{code:?} {text}");
+
+    let file = state.path().join("agent.toml");
+    std::fs::write(&file, "windw_s = 5\n").unwrap();
+    let (code, text) = run(vec!["run".into(), "--config".into(), file.display().to_string()]).await;
+    assert!(code == Some(2) && text.contains("windw_s") && text.contains("agent.toml"), "{code:?} {text}");
+
+    let token = "plj1.a1.00.x".to_owned();
+    let args = ["enroll", "--server", "https://127.0.0.1:1", "--token", &token, "--state-dir", &dir];
+    let (code, text) = run(args.iter().map(|a| (*a).to_owned()).collect()).await;
+    assert!(code == Some(2) && text.contains("join token") && !text.contains(&token), "{code:?} {text}");
+}
