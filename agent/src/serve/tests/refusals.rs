@@ -26,7 +26,8 @@ async fn malformed_requests_are_refused_by_name_and_the_next_one_is_answered() {
         "[".repeat(5000),
         "]".repeat(5000)
     );
-    let deep_elsewhere = format!("{{\"x\": {}{}}}", "{\"a\":".repeat(5000), "1");
+    let deep_elsewhere = format!("{{\"parameters\": {}1", "{\"a\":".repeat(5000));
+    let deep_unknown = format!("{{\"x\": {}1", "{\"a\":".repeat(5000));
     let cases: Vec<(String, &str)> = vec![
         (String::new(), "the body is empty"),
         ("not json".into(), "not an inference request"),
@@ -36,6 +37,7 @@ async fn malformed_requests_are_refused_by_name_and_the_next_one_is_answered() {
         ("\u{feff}{\"inputs\": []}".into(), "not an inference request"),
         (deep, "recursion limit"),
         (deep_elsewhere, "recursion limit"),
+        (deep_unknown, "not an inference request"),
         (json!({ "inputs": [] }).to_string(), "tensor \"x\" is missing"),
         (json!({ "inputs": [good, good] }).to_string(), "tensor \"x\" is given twice"),
         (
