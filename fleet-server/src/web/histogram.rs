@@ -1,6 +1,8 @@
 //! A measurement window beside its baseline, bin by bin.
 
 use maud::{Markup, html};
+use plimsoll_protocol::drift::verdict::histogram as bars;
+use plimsoll_protocol::drift::{Baseline, Shift, Standing, Verdict, Window, WindowError};
 
 use super::words::{Tone, chip};
 
@@ -15,6 +17,39 @@ pub struct Histogram {
     pub alarm: bool,
     /// `(bin in words, share of the reference, share now)`, as `drift::verdict::histogram` gives them.
     pub bars: Vec<(String, f64, f64)>,
+}
+
+/// A picture for each feature of a whole window, what deserves a look first. `verdicts` are the device's own (its judge
+/// remembers earlier windows); a feature without one is told by this window alone.
+pub fn charts(
+    baseline: &Baseline,
+    window: &Window,
+    verdicts: &[Verdict],
+) -> Result<Vec<Histogram>, WindowError> {
+    window.check(baseline)?;
+    let mut charts: Vec<(u8, Histogram)> = Vec::new();
+    for (feature, counts) in baseline.features().iter().zip(&window.features) {
+        let known = verdicts.iter().find(|v| v.feature == feature.name).cloned();
+        let verdict = known.unwrap_or_else(|| Verdict {
+            feature: feature.name.clone(),
+            standing: Standing::of(feature, counts),
+            evidence: 0.0,
+        });
+        let rank = match verdict.standing {
+            Standing::Drift(_) | Standing::Fault { .. } => 0,
+            Standing::Watch(_) => 1,
+            Standing::Gathering { .. } | Standing::Quiet(_) => 2,
+        };
+        // While samples gather, what they look like so far is worth more than how many are missing.
+        let text = match (&verdict.standing, Shift::of(feature, counts)) {
+            (Standing::Gathering { .. }, Ok(shift)) => format!("{shift}; too few for a verdict"),
+            _ => verdict.to_string(),
+        };
+        let (feature_, alarm) = (feature.name.clone(), verdict.is_alarm());
+        charts.push((rank, Histogram { feature: feature_, text, alarm, bars: bars(feature, counts) }));
+    }
+    charts.sort_by_key(|(rank, _)| *rank);
+    Ok(charts.into_iter().map(|(_, chart)| chart).collect())
 }
 
 /// Drawing area in user units, about the pixels of its place, so that its text has about the size of the page's.
@@ -128,6 +163,34 @@ mod tests {
             assert!((top - expect).abs() < 1e-9, "{highest}: {top}");
             assert!(top / step < 5.5);
         }
+    }
+
+    #[test]
+    fn what_moved_comes_first_and_a_foreign_window_is_refused() {
+        use plimsoll_protocol::drift::{Cell, Column, Order, Source};
+        let column = |name: &str, factor: f32| Column {
+            name: name.into(),
+            source: Source::Input { tensor: "x".into(), index: 0 },
+            range: None,
+            categorical: false,
+            values: (0..1000).map(|i| Cell::from((i * 37 % 1000) as f32 * factor)).collect(),
+        };
+        let base = Baseline::fit(&[column("calm", 1.0), column("moved", 2.0)], Order::Unordered).unwrap();
+        let mut window = Window::open(&base, 0);
+        for i in 0..400 {
+            let x = (i * 29 % 400) as f32;
+            window.observe(&base, &[Cell::from(x * 2.5), Cell::from(x)]).unwrap();
+        }
+        let charts = charts(&base, &window, &[]).unwrap();
+        assert_eq!((charts[0].feature.as_str(), charts[1].feature.as_str()), ("moved", "calm"));
+        assert!(
+            charts[0].text.starts_with("moved fell from 999 to 199.5 on average; PSI "),
+            "{}",
+            charts[0].text
+        );
+        assert!(!charts[0].alarm, "one window alone is no alarm");
+        let other = Baseline::fit(&[column("other", 1.0)], Order::Unordered).unwrap();
+        assert!(super::charts(&other, &window, &[]).is_err());
     }
 
     #[test]

@@ -34,7 +34,7 @@ use plimsoll_protocol::UnixMillis;
 use plimsoll_protocol::api::{DeviceInfo, EventInfo, ModelVersion, RolloutInfo, ServerInfo};
 
 pub use assets::{Asset, CONTENT_SECURITY_POLICY, asset};
-pub use histogram::{Histogram, histogram};
+pub use histogram::{Histogram, charts, histogram};
 
 /// What the fleet page shows.
 #[derive(Debug, Clone, Copy)]

@@ -112,11 +112,18 @@ const LN_ODDS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.0, 3.5, -0.1, -0.25, -0.5, -1
 /// Given the pooled counts, how the first sample shares in them is hypergeometric, whatever the distribution is. The
 /// cells are halved, then each half again, so that neighbours stay together (a shift of the whole distribution shows
 /// at the first cut); every cut is a 2x2 table whose exact conditional likelihood ratio is averaged over
-/// [`LN_ODDS`] and 1. Each cut's ratio has mean 1 given the cuts above it, so the product is an e-value for any
+/// a fixed set and 1. Each cut's ratio has mean 1 given the cuts above it, so the product is an e-value for any
 /// sizes. `temper` <= 1 is how much of an independent sample each count is worth.
+///
+/// Beyond a million counts both samples are thinned alike by halving, which can only weaken the evidence: shares keep
+/// the precision of all counts while the likelihood believes in fewer.
 pub fn ln_e_two_samples(first: &[u64], second: &[u64], temper: f64) -> f64 {
-    let cells: Vec<(u64, u64)> = first.iter().copied().zip(second.iter().copied()).collect();
-    let factorials = Factorials::new(cells.iter().map(|(a, b)| a.saturating_add(*b)).sum());
+    let total: u128 = first.iter().chain(second).map(|c| u128::from(*c)).sum();
+    let halvings = (0..128).find(|h| total >> h <= u128::from(Factorials::MOST)).unwrap_or(0);
+    let thin =
+        |counts: &[u64]| counts.iter().map(|c| c.checked_shr(halvings).unwrap_or(0)).collect::<Vec<_>>();
+    let cells: Vec<(u64, u64)> = thin(first).into_iter().zip(thin(second)).collect();
+    let factorials = Factorials::new(cells.iter().map(|(a, b)| a + b).sum());
     temper.clamp(0.0, 1.0) * cut(&cells, &factorials)
 }
 
@@ -151,7 +158,7 @@ fn ln_e_table(left: (u64, u64), right: (u64, u64), factorials: &Factorials) -> f
 struct Factorials(Vec<f64>);
 
 impl Factorials {
-    /// Beyond this the table would be megabytes; windows of a canary have thousands of samples.
+    /// Most counts of one comparison: the table has 8 MB then, and a canary's window thousands.
     const MOST: u64 = 1 << 20;
 
     fn new(most: u64) -> Self {

@@ -149,6 +149,28 @@ pub enum Standing {
     },
 }
 
+impl Standing {
+    /// What one window says by itself, without the memory of a [`Judge`]: for a page, never an alarm of drift.
+    pub fn of(feature: &FeatureBaseline, counts: &FeatureCounts) -> Self {
+        fault(feature, counts).unwrap_or_else(|| Self::measured(feature, counts))
+    }
+
+    /// Faults aside: gathering, watch or quiet.
+    fn measured(feature: &FeatureBaseline, counts: &FeatureCounts) -> Self {
+        let n_eff = feature.n_eff(counts.values(feature).iter().sum());
+        let shift = if n_eff < MIN_N_EFF { None } else { Shift::of(feature, counts).ok() };
+        match shift {
+            Some(shift) if shift.is_large() => Self::Watch(shift),
+            Some(shift) => Self::Quiet(shift),
+            None => {
+                let worth = feature.n_eff(1).max(f64::MIN_POSITIVE);
+                let values_needed = ((MIN_N_EFF - n_eff) / worth).ceil().max(0.0) as u64;
+                Self::Gathering { n_eff, values_needed }
+            }
+        }
+    }
+}
+
 /// A feature's standing and the evidence behind it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -246,16 +268,15 @@ impl Memory {
             }
             _ => counts.clone(),
         };
-        let n: u64 = counts.values(feature).iter().sum();
-        let n_eff = feature.n_eff(n);
-        let shift = if n_eff < MIN_N_EFF { None } else { Shift::of(feature, &counts).ok() };
-        let Some(shift) = shift else {
-            let worth = feature.n_eff(1).max(f64::MIN_POSITIVE);
-            let values_needed = ((MIN_N_EFF - n_eff) / worth).ceil().max(0.0) as u64;
-            self.pending = Some(counts);
-            return Standing::Gathering { n_eff, values_needed };
+        let standing = Standing::measured(feature, &counts);
+        let shift = match standing {
+            Standing::Watch(shift) | Standing::Quiet(shift) => shift,
+            gathering => {
+                self.pending = Some(counts);
+                return gathering;
+            }
         };
-        self.evidence.add(ln_e_window(feature.values(), counts.values(feature), n_eff));
+        self.evidence.add(ln_e_window(feature.values(), counts.values(feature), shift.n_eff));
         self.large = (self.large << 1 | u8::from(shift.is_large())) & 0b111;
         let often = self.large.count_ones() >= 2;
         match (shift.is_large(), often && self.evidence.value() >= THRESHOLD) {

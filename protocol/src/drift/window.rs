@@ -16,6 +16,9 @@ const STEPS: f64 = 65_536.0;
 /// A value further outside than 16 ranges counts as 16 ranges: one absurd reading must not move a mean for ever,
 /// and 2^20 steps x 2^43 values still fit an i64.
 const MAX_STEPS: f64 = 1_048_576.0;
+/// Most samples of a window that is believed: 2^20 steps x 2^40 samples leave room for eight merges of the largest in
+/// an i64, and no device sees a million million rows in an hour.
+const MAX_SAMPLES: u64 = 1 << 40;
 
 /// Counts that cannot be combined or trusted, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -204,6 +207,9 @@ impl Window {
             return Err(WindowError::Parts(
                 "it does not cover every feature of its baseline: a part is missing",
             ));
+        }
+        if self.samples > MAX_SAMPLES {
+            return Err(WindowError::Parts("it claims more samples than any device can see"));
         }
         for ((at, feature), counts) in (0u32..).zip(baseline.features()).zip(&self.features) {
             let refuse = |why| Err(WindowError::Counts { feature: counts.feature, why });
@@ -424,6 +430,7 @@ mod tests {
         check(|w| w.features[0].counts[0] = u64::MAX, "add up");
         check(|w| w.features[1].counts = vec![1].into(), "number of cells");
         check(|w| w.features[1].steps = i64::MIN, "sum is larger");
+        check(|w| w.samples = u64::MAX, "more samples");
         check(|w| w.features.swap(0, 1), "out of order");
         check(|w| w.features.truncate(1), "part is missing");
         let parts = good.split(1);

@@ -196,3 +196,13 @@ fn good_versions_are_falsely_stopped_less_often_than_promised() {
         .count();
     assert!(stopped <= 5, "{stopped} of 500 good versions were stopped at 99 %");
 }
+
+#[test]
+fn absurd_counts_are_thinned_instead_of_counted_for_ever() {
+    let huge = [u64::MAX, u64::MAX, 0];
+    assert!(ln_e_two_samples(&huge, &huge, 1.0) < 0.1);
+    assert!(ln_e_two_samples(&huge, &[0, u64::MAX, u64::MAX], 1.0) > 1000.0);
+    let few = ln_e_two_samples(&[500_000, 480_000], &[480_000, 500_000], 1.0);
+    assert!(few > 100.0 && few.is_finite(), "{few}");
+    assert_eq!(ln_e_two_samples(&[], &[], 1.0), 0.0);
+}
