@@ -1,0 +1,9 @@
+//! The HTTP listeners: one for devices (TLS, certificates), one for operators (tokens). Handlers extract,
+//! authorise, call and respond; what they call decides.
+
+pub mod device;
+mod extract;
+pub mod listener;
+pub mod operator;
+mod problem;
+mod range;

@@ -1,0 +1,266 @@
+//! All rollouts in memory, and the one way in which they change: decide, commit, then apply and publish.
+//!
+//! The book's lock is held while something is decided and committed, so that ticks and people never plan from the
+//! same state; the store refuses a plan from an old epoch anyway.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use plimsoll_fleet_core::act::{self, Action, NewRollout};
+use plimsoll_fleet_core::{Facts, Plan, Rollout, ValidSpec, fleet as fleets, summary};
+use plimsoll_protocol::api::{Decision, RolloutInfo, RolloutSpec};
+use plimsoll_protocol::ids::RolloutId;
+use plimsoll_protocol::wire::v1::{Desired, Down, Severity};
+use plimsoll_protocol::{DeviceId, UnixMillis};
+
+use crate::app::App;
+use crate::fleet;
+use crate::secret;
+use crate::store::{NewEvent, PlanWrite, StoreError};
+
+/// Decisions shown with a rollout: the newest. A rollout makes a few a stage; more than this is a quarrel.
+const HISTORY_SHOWN: usize = 200;
+
+/// Why a rollout was not started or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BookError {
+    /// The spec.
+    #[error(transparent)]
+    Spec(#[from] plimsoll_fleet_core::spec::SpecError),
+    /// No such version.
+    #[error("{model} {version} is not published: `plimsoll bundle publish` it first")]
+    NotPublished {
+        /// Model.
+        model: plimsoll_protocol::ModelName,
+        /// Version.
+        version: semver::Version,
+    },
+    /// Another rollout is in the way.
+    #[error(transparent)]
+    Start(#[from] act::StartError),
+    /// Not in this state.
+    #[error(transparent)]
+    Act(#[from] act::ActError),
+    /// No such rollout.
+    #[error("rollout {0} does not exist")]
+    Unknown(RolloutId),
+    /// A stored selector that no longer parses.
+    #[error("planning failed: {0}")]
+    Selector(#[from] plimsoll_fleet_core::selector::SelectorError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No random numbers.
+    #[error("no id for the rollout: {0}")]
+    Random(#[from] std::io::Error),
+}
+
+/// All rollouts, in the order of their numbers.
+pub struct Book {
+    rollouts: Vec<Rollout>,
+    history: BTreeMap<RolloutId, Vec<Decision>>,
+}
+
+impl Book {
+    /// Reads everything from the store.
+    pub async fn load(store: &dyn crate::store::Store) -> Result<Self, StoreError> {
+        let rollouts = store.rollouts().await?;
+        let mut history = BTreeMap::new();
+        for rollout in &rollouts {
+            history.insert(rollout.state.id.clone(), store.decisions(&rollout.state.id).await?);
+        }
+        Ok(Self { rollouts, history })
+    }
+
+    /// Plans every open rollout, commits what changed, publishes it. Answers whether anything changed.
+    pub async fn tick(&mut self, app: &App, now: UnixMillis) -> Result<bool, BookError> {
+        let facts = facts(app);
+        let plans = fleets::tick(&facts, &self.rollouts, now)?;
+        self.commit(app, plans, now).await
+    }
+
+    /// Starts a rollout of a published version. What the operator should know goes to its history.
+    pub async fn start(
+        &mut self,
+        app: &App,
+        spec: RolloutSpec,
+        now: UnixMillis,
+    ) -> Result<RolloutId, BookError> {
+        let valid = ValidSpec::check(spec)?;
+        let (model, version) = (valid.spec().model.clone(), valid.spec().version.clone());
+        let bundles = app.trust.bundles();
+        let bundle = bundles.iter().find(|b| b.model == model && b.version == version);
+        let digest = bundle.ok_or(BookError::NotPublished { model: model.clone(), version })?.digest;
+        let matching = facts(app).values().filter(|f| valid.selector().matches(&f.attributes)).count() as u64;
+        let number = self.rollouts.last().map_or(0, |r| r.state.number) + 1;
+        // The number tells rollouts apart, the random part keeps names of a restored server from coming back.
+        let name = format!("r{number}-{}", hex::encode(secret::random::<3>()?));
+        let id = RolloutId::new(&name).map_err(std::io::Error::other)?;
+        let seed = u64::from_le_bytes(secret::random::<8>()?);
+        let new = NewRollout { id: id.clone(), seed, digest, now_ms: now, matching };
+        let started = act::start(&self.rollouts, valid, new)?;
+        let mut decisions = started.decisions;
+        decisions.extend(started.warnings.into_iter().map(|text| Decision { at_ms: now, text: format!("note: {text}") }));
+        let write = PlanWrite {
+            rollouts: vec![started.rollout.state.clone()],
+            decisions: decisions.iter().map(|d| (id.clone(), d.clone())).collect(),
+            ..PlanWrite::default()
+        };
+        // Those that give way go first: a crash in between leaves no two rollouts that want the same devices.
+        self.commit(app, started.superseded, now).await?;
+        app.store.commit_plan(write).await?;
+        self.history.insert(id.clone(), decisions);
+        self.rollouts.push(started.rollout);
+        app.changed();
+        Ok(id)
+    }
+
+    /// A person acts on a rollout.
+    pub async fn act(
+        &mut self,
+        app: &App,
+        id: &RolloutId,
+        action: Action,
+        who: &str,
+        reason: &str,
+        now: UnixMillis,
+    ) -> Result<(), BookError> {
+        let rollout = self.rollouts.iter().find(|r| r.state.id == *id).ok_or_else(|| BookError::Unknown(id.clone()))?;
+        let plan = act::act(rollout, action, who, reason, now)?;
+        self.commit(app, vec![plan], now).await?;
+        Ok(())
+    }
+
+    /// Persist, then act: the plans and every desired document that follows from them in one write, then memory,
+    /// then the devices.
+    async fn commit(&mut self, app: &App, plans: Vec<Plan>, now: UnixMillis) -> Result<bool, BookError> {
+        let mut next = self.rollouts.clone();
+        let mut write = PlanWrite::default();
+        for plan in &plans {
+            let id = &plan.next.id;
+            let Some(rollout) = next.iter_mut().find(|r| r.state.id == *id) else { continue };
+            if plan.next != rollout.state {
+                write.rollouts.push(plan.next.clone());
+            }
+            rollout.apply(plan);
+            write.members.extend(plan.members.iter().map(|(d, m)| (id.clone(), d.clone(), m.clone())));
+            for decision in &plan.decisions {
+                write.decisions.push((id.clone(), decision.clone()));
+                write.events.push(event(plan, decision));
+            }
+        }
+        write.desired = desired(app, &next, now);
+        // Devices that run a bad version are told first.
+        write.desired.sort_by_key(|(_, desired)| !desired.models.iter().any(|m| m.rollback));
+        if plans.is_empty() && write.desired.is_empty() {
+            return Ok(false);
+        }
+        let (orders, decisions) = (write.desired.clone(), write.decisions.clone());
+        app.store.commit_plan(write).await?;
+        self.rollouts = next;
+        for (id, decision) in decisions {
+            self.history.entry(id).or_default().push(decision);
+        }
+        for (device, desired) in orders {
+            app.fleet.update(&device, |d| d.desired = Some(desired.clone()));
+            publish(app, &device, &desired);
+        }
+        app.changes.send_modify(|n| *n += 1);
+        Ok(true)
+    }
+
+    /// One rollout, as the API shows it.
+    pub fn info(&self, app: &App, id: &RolloutId) -> Option<RolloutInfo> {
+        let rollout = self.rollouts.iter().find(|r| r.state.id == *id)?;
+        Some(self.render(&facts(app), rollout))
+    }
+
+    /// All rollouts, newest first.
+    pub fn infos(&self, app: &App) -> Vec<RolloutInfo> {
+        let facts = facts(app);
+        self.rollouts.iter().rev().map(|r| self.render(&facts, r)).collect()
+    }
+
+    /// Devices that a rollout has ordered.
+    pub fn members(&self, id: &RolloutId) -> BTreeSet<DeviceId> {
+        let rollout = self.rollouts.iter().find(|r| r.state.id == *id);
+        rollout.map(|r| r.members.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    fn render(&self, facts: &BTreeMap<DeviceId, Facts>, rollout: &Rollout) -> RolloutInfo {
+        let state = &rollout.state;
+        let now = crate::clock::now_ms();
+        let stages = fleets::view(facts, &self.rollouts, rollout)
+            .map(|view| summary::stage_infos(&view, rollout, now))
+            .unwrap_or_default();
+        let history = self.history.get(&state.id).map_or(&[][..], Vec::as_slice);
+        RolloutInfo {
+            id: state.id.clone(),
+            spec: state.spec.clone(),
+            digest: state.target.digest,
+            status: state.status,
+            reason: state.reason.clone(),
+            started_ms: state.started_ms,
+            ended_ms: state.ended_ms,
+            stages,
+            history: history[history.len().saturating_sub(HISTORY_SHOWN)..].to_vec(),
+        }
+    }
+
+    /// Why each device has what it has, by the newest rollout that has something to say.
+    pub fn reasons(&self, app: &App, now: UnixMillis) -> BTreeMap<DeviceId, String> {
+        let facts = facts(app);
+        let mut reasons = BTreeMap::new();
+        for rollout in &self.rollouts {
+            let Ok(view) = fleets::view(&facts, &self.rollouts, rollout) else { continue };
+            for device in facts.keys() {
+                if let Some(why) = summary::why(&view, rollout, device, now) {
+                    reasons.insert(device.clone(), why);
+                }
+            }
+        }
+        reasons
+    }
+}
+
+/// What the planner knows: every device that may connect.
+fn facts(app: &App) -> BTreeMap<DeviceId, Facts> {
+    let versions = fleet::versions(&app.trust.bundles());
+    app.fleet.read(|devices| {
+        let admitted = devices.values().filter(|d| !d.record.revoked);
+        admitted.map(|d| (d.record.device.clone(), d.facts(&versions))).collect()
+    })
+}
+
+fn desired(app: &App, rollouts: &[Rollout], now: UnixMillis) -> Vec<(DeviceId, Desired)> {
+    app.fleet.read(|devices| {
+        let admitted = devices.values().filter(|d| !d.record.revoked);
+        let changed = admitted.filter_map(|device| {
+            let id = &device.record.device;
+            let (stored, reported) = (device.desired.as_ref(), device.reported_generation());
+            fleets::desired(id, rollouts, stored, reported, now).map(|desired| (id.clone(), desired))
+        });
+        changed.collect()
+    })
+}
+
+/// A stopped rollout is an alarm, every other decision is for information.
+fn event(plan: &Plan, decision: &Decision) -> NewEvent {
+    let severity = if plan.next.is_blocked() { Severity::Alarm } else { Severity::Info };
+    let text = format!("{} {}: {}", plan.next.spec.model, plan.next.target.version, decision.text);
+    NewEvent { at_ms: decision.at_ms, device: None, severity, code: "rollout.decision".into(), text }
+}
+
+/// Sends a desired document that the store has committed. A device that is not connected finds it when it
+/// subscribes.
+fn publish(app: &App, device: &DeviceId, desired: &Desired) {
+    let Some(gateway) = app.gateway() else { return };
+    match serde_json::to_vec(desired) {
+        Ok(payload) => {
+            if let Err(error) = gateway.send(&app.identity(device), Down::Desired, Bytes::from(payload), true) {
+                tracing::debug!(%device, %error, "desired state waits for the device to subscribe");
+            }
+        }
+        Err(error) => tracing::error!(%device, %error, "desired state does not encode"),
+    }
+}
