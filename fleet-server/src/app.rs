@@ -98,12 +98,20 @@ impl App {
         let new = NewEvent { at_ms: clock::now_ms(), device, severity, code: code.to_owned(), text };
         match self.store.add_event(new.clone()).await {
             Ok(_) => self.changed(),
-            Err(error) => tracing::error!(event.code = %new.code, event.text = %new.text, %error, "event not stored"),
+            Err(error) => {
+                tracing::error!(event.code = %new.code, event.text = %new.text, %error, "event not stored")
+            }
         }
     }
 
     /// Writes to the audit log; the action counts as done only when this is `Ok`.
-    pub async fn audit(&self, who: &str, action: &str, object: String, detail: String) -> Result<(), StoreError> {
+    pub async fn audit(
+        &self,
+        who: &str,
+        action: &str,
+        object: String,
+        detail: String,
+    ) -> Result<(), StoreError> {
         let at_ms: UnixMillis = clock::now_ms();
         tracing::info!(audit.who = %who, audit.action = %action, audit.object = %object, "{detail}");
         self.store.audit(NewAudit { at_ms, who: who.into(), action: action.into(), object, detail }).await

@@ -24,7 +24,9 @@ const RESERVE: u64 = 256 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// The bytes are others than announced.
-    #[error("the bytes sent have digest sha256:{got}, not sha256:{expected}: the transfer or the file is damaged")]
+    #[error(
+        "the bytes sent have digest sha256:{got}, not sha256:{expected}: the transfer or the file is damaged"
+    )]
     Mismatch {
         /// Announced.
         expected: Digest,
@@ -130,7 +132,9 @@ impl Blobs {
     pub async fn put_bytes(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
         let digest = Digest::of(bytes);
         if self.length(&digest).await != Some(bytes.len() as u64) {
-            let once = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(Bytes::copy_from_slice(bytes))]);
+            let once = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(
+                Bytes::copy_from_slice(bytes),
+            )]);
             self.put(digest, bytes.len() as u64, once).await?;
         }
         Ok(digest)
@@ -204,7 +208,9 @@ mod tests {
     use super::*;
 
     fn chunks(parts: &[&'static str]) -> impl Stream<Item = Result<Bytes, Infallible>> + Unpin + use<> {
-        futures_util::stream::iter(parts.iter().map(|p| Ok(Bytes::from_static(p.as_bytes()))).collect::<Vec<_>>())
+        futures_util::stream::iter(
+            parts.iter().map(|p| Ok(Bytes::from_static(p.as_bytes()))).collect::<Vec<_>>(),
+        )
     }
 
     #[tokio::test]
@@ -219,7 +225,11 @@ mod tests {
         assert!(matches!(big, BlobError::TooBig { .. }), "{big}");
         assert_eq!(blobs.put(digest, 11, chunks(&["hello ", "world"])).await.unwrap(), 11);
         assert_eq!(blobs.read(&digest, 11).await.unwrap(), b"hello world");
-        assert_eq!(std::fs::read_dir(dir.path().join("incoming")).unwrap().count(), 0, "partial files are removed");
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("incoming")).unwrap().count(),
+            0,
+            "partial files are removed"
+        );
     }
 
     #[tokio::test]

@@ -139,7 +139,10 @@ impl Raw {
         }
         let public_hosts = if self.public_hosts.is_empty() { vec![machine()] } else { self.public_hosts };
         if let Some(bad) = public_hosts.iter().find(|h| !is_host(h)) {
-            return Err(value("public_host", format!("{bad:?} is no host name and no address; give it without port")));
+            return Err(value(
+                "public_host",
+                format!("{bad:?} is no host name and no address; give it without port"),
+            ));
         }
         let http = self.listen_http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
         Ok(Config {
@@ -160,7 +163,8 @@ impl Raw {
 
 /// What systemd gives a service, or where one would look.
 fn default_state_dir() -> PathBuf {
-    std::env::var_os("STATE_DIRECTORY").map_or_else(|| PathBuf::from("/var/lib/plimsoll-server"), PathBuf::from)
+    std::env::var_os("STATE_DIRECTORY")
+        .map_or_else(|| PathBuf::from("/var/lib/plimsoll-server"), PathBuf::from)
 }
 
 fn machine() -> String {
@@ -184,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let file: Raw = toml::from_str("tenant = \"acme\"\ntick_ms = 500\npublic_host = [\"a.example\"]").unwrap();
+        let file: Raw =
+            toml::from_str("tenant = \"acme\"\ntick_ms = 500\npublic_host = [\"a.example\"]").unwrap();
         let flags = Raw { tick_ms: Some(200), ..Raw::default() };
         let config = flags.over(file).check().unwrap();
         assert_eq!((config.tenant.as_str(), config.tick.as_millis()), ("acme", 200));

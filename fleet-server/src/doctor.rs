@@ -43,7 +43,8 @@ fn bad(text: impl Into<String>) -> Finding {
 /// Looks at everything. Changes nothing, except that a store that no server uses is opened and closed.
 pub fn examine(dir: &Path) -> Vec<Finding> {
     if !dir.is_dir() {
-        let text = format!("{} does not exist: start the server once, or give the right --state-dir", dir.display());
+        let text =
+            format!("{} does not exist: start the server once, or give the right --state-dir", dir.display());
         return vec![bad(text)];
     }
     let mut findings = PRIVATE.iter().map(|name| private(&dir.join(name))).collect::<Vec<_>>();
@@ -76,7 +77,11 @@ fn disk(dir: &Path) -> Finding {
         Ok(found) => {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
             let text = format!("{} MiB are free for {}", free / (1024 * 1024), dir.display());
-            if free > DISK_LOW { good(text) } else { bad(format!("{text}: make room, or move the state folder")) }
+            if free > DISK_LOW {
+                good(text)
+            } else {
+                bad(format!("{text}: make room, or move the state folder"))
+            }
         }
         Err(e) => bad(format!("{}: {e}", dir.display())),
     }
@@ -97,8 +102,12 @@ fn authority(path: &Path, now_s: i64) -> Finding {
         Some(parsed.validity().not_after.timestamp())
     };
     match read() {
-        Some(until) if until - now_s > CA_SOON_S => good("the certificate authority is valid for more than a year"),
-        Some(_) => bad("the certificate authority ends within a year: plan a new fleet CA before devices are locked out"),
+        Some(until) if until - now_s > CA_SOON_S => {
+            good("the certificate authority is valid for more than a year")
+        }
+        Some(_) => bad(
+            "the certificate authority ends within a year: plan a new fleet CA before devices are locked out",
+        ),
         None => bad(format!("{} cannot be read: restore it from a backup", path.display())),
     }
 }
@@ -111,7 +120,9 @@ fn in_use(dir: &Path) -> bool {
 fn store(dir: &Path) -> Finding {
     match probe(&dir.join("store")) {
         Ok(records) => good(format!("the store opens and holds {records} records")),
-        Err(e) => bad(format!("the store does not open: {e}; the next start sets it aside and restores export.jsonl")),
+        Err(e) => bad(format!(
+            "the store does not open: {e}; the next start sets it aside and restores export.jsonl"
+        )),
     }
 }
 
@@ -150,8 +161,12 @@ mod tests {
             crate::secret::write_private(&dir.path().join(name), b"x").unwrap();
         }
         crate::secret::write_public(&dir.path().join("ca.key"), b"x").unwrap();
-        let wrong: Vec<String> = examine(dir.path()).into_iter().filter(|f| !f.good).map(|f| f.text).collect();
-        assert!(wrong.iter().any(|t| t.contains("ca.key can be read by others") || t.contains("ca.key")), "{wrong:?}");
+        let wrong: Vec<String> =
+            examine(dir.path()).into_iter().filter(|f| !f.good).map(|f| f.text).collect();
+        assert!(
+            wrong.iter().any(|t| t.contains("ca.key can be read by others") || t.contains("ca.key")),
+            "{wrong:?}"
+        );
         assert!(wrong.iter().any(|t| t.contains("chmod 600")), "{wrong:?}");
         assert!(!examine(&dir.path().join("nowhere"))[0].good);
     }

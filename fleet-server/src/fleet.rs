@@ -63,7 +63,8 @@ impl Device {
     pub fn running(&self, versions: &BTreeMap<Digest, semver::Version>) -> BTreeMap<ModelName, RunningModel> {
         let born_ms = self.state.as_ref().map_or(UnixMillis::MIN, |s| s.at_ms);
         let born = self.state.iter().flat_map(|s| &s.birth.models);
-        let mut running: BTreeMap<ModelName, RunningModel> = born.map(|m| (m.model.clone(), m.clone())).collect();
+        let mut running: BTreeMap<ModelName, RunningModel> =
+            born.map(|m| (m.model.clone(), m.clone())).collect();
         let mut later: Vec<&JobRecord> = self.jobs.values().filter(|j| j.at_ms >= born_ms).collect();
         later.sort_by_key(|j| (j.at_ms, j.order));
         for job in later {
@@ -216,6 +217,4 @@ impl Fleet {
     pub fn admits(&self, id: &DeviceId, key: &Digest) -> bool {
         self.read(|devices| devices.get(id).is_some_and(|d| !d.record.revoked && d.record.key == *key))
     }
-
-
 }

@@ -78,7 +78,8 @@ pub async fn render(app: &App) -> String {
             ("in_progress", sum(|s| s.in_progress)),
         ];
         for (outcome, count) in outcomes {
-            let labels = format!("rollout=\"{}\",model=\"{}\",outcome=\"{outcome}\"", info.id, info.spec.model);
+            let labels =
+                format!("rollout=\"{}\",model=\"{}\",outcome=\"{outcome}\"", info.id, info.spec.model);
             out.line(&format!("plimsoll_rollout_devices{{{labels}}}"), count);
         }
     }
@@ -86,7 +87,11 @@ pub async fn render(app: &App) -> String {
     for (name, help, counter) in [
         ("reports_fresh_total", "Reports committed.", &m.reports_fresh),
         ("reports_duplicate_total", "Reports that had been committed before.", &m.reports_duplicate),
-        ("reports_malformed_total", "Messages set aside because they could not be read.", &m.reports_malformed),
+        (
+            "reports_malformed_total",
+            "Messages set aside because they could not be read.",
+            &m.reports_malformed,
+        ),
         ("enrolled_total", "Enrolments accepted.", &m.enrolled),
         ("enrol_refused_total", "Enrolments refused.", &m.enrol_refused),
         ("blob_requests_total", "Requests of devices for blobs.", &m.blob_requests),

@@ -100,7 +100,9 @@ impl Book {
         let new = NewRollout { id: id.clone(), seed, digest, now_ms: now, matching };
         let started = act::start(&self.rollouts, valid, new)?;
         let mut decisions = started.decisions;
-        decisions.extend(started.warnings.into_iter().map(|text| Decision { at_ms: now, text: format!("note: {text}") }));
+        decisions.extend(
+            started.warnings.into_iter().map(|text| Decision { at_ms: now, text: format!("note: {text}") }),
+        );
         let write = PlanWrite {
             rollouts: vec![started.rollout.state.clone()],
             decisions: decisions.iter().map(|d| (id.clone(), d.clone())).collect(),
@@ -125,7 +127,8 @@ impl Book {
         reason: &str,
         now: UnixMillis,
     ) -> Result<(), BookError> {
-        let rollout = self.rollouts.iter().find(|r| r.state.id == *id).ok_or_else(|| BookError::Unknown(id.clone()))?;
+        let rollout =
+            self.rollouts.iter().find(|r| r.state.id == *id).ok_or_else(|| BookError::Unknown(id.clone()))?;
         let plan = act::act(rollout, action, who, reason, now)?;
         self.commit(app, vec![plan], now).await?;
         Ok(())
@@ -257,7 +260,8 @@ fn publish(app: &App, device: &DeviceId, desired: &Desired) {
     let Some(gateway) = app.gateway() else { return };
     match serde_json::to_vec(desired) {
         Ok(payload) => {
-            if let Err(error) = gateway.send(&app.identity(device), Down::Desired, Bytes::from(payload), true) {
+            if let Err(error) = gateway.send(&app.identity(device), Down::Desired, Bytes::from(payload), true)
+            {
                 tracing::debug!(%device, %error, "desired state waits for the device to subscribe");
             }
         }

@@ -10,7 +10,8 @@ use plimsoll_protocol::Digest;
 /// `N` random bytes from the operating system.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|e| io::Error::other(format!("no random numbers from the system: {e}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|e| io::Error::other(format!("no random numbers from the system: {e}")))?;
     Ok(bytes)
 }
 

@@ -87,7 +87,8 @@ impl Server {
             wake: Notify::new(),
             changes: watch::Sender::new(0),
         });
-        let outside = |address: std::net::SocketAddr| (!address.ip().is_loopback()).then(|| Arc::clone(&tls.https));
+        let outside =
+            |address: std::net::SocketAddr| (!address.ip().is_loopback()).then(|| Arc::clone(&tls.https));
         let mqtt = gateway::Config {
             devices: config.mqtt,
             devices_tls: Arc::clone(&tls.mqtt),
@@ -203,7 +204,9 @@ async fn housekeeping(
         }
         let now = clock::now_ms();
         if let Err(error) = app.trust.refresh(now).await {
-            let text = format!("metadata could not be signed again: {error}; devices stop installing when it expires");
+            let text = format!(
+                "metadata could not be signed again: {error}; devices stop installing when it expires"
+            );
             app.event(None, Severity::Alarm, "trust.refresh-failed", text).await;
         }
         if round > 0
@@ -229,7 +232,9 @@ fn certificate_hosts(public: &[String]) -> Vec<String> {
 fn create_private(dir: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("cannot create the state folder {}: give another with --state-dir", dir.display()))
+    made.with_context(|| {
+        format!("cannot create the state folder {}: give another with --state-dir", dir.display())
+    })
 }
 
 fn lock(dir: &Path) -> Result<File> {
@@ -237,7 +242,9 @@ fn lock(dir: &Path) -> Result<File> {
     let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => bail!("another plimsoll-server uses {}: stop it, or give another --state-dir", dir.display()),
+        Err(_) => {
+            bail!("another plimsoll-server uses {}: stop it, or give another --state-dir", dir.display())
+        }
     }
 }
 

@@ -42,7 +42,8 @@ fn parse(text: &str) -> Option<(&str, Digest)> {
     let mut parts = text.trim().split('.');
     let (tag, id, secret) = (parts.next()?, parts.next()?, parts.next()?);
     let plain = |s: &str| !s.is_empty() && s.len() <= 64 && s.bytes().all(|b| b.is_ascii_alphanumeric());
-    (tag == "plt1" && plain(id) && plain(secret) && parts.next().is_none()).then(|| (id, secret::hash(secret)))
+    (tag == "plt1" && plain(id) && plain(secret) && parts.next().is_none())
+        .then(|| (id, secret::hash(secret)))
 }
 
 /// A random public part and a random secret.
@@ -137,7 +138,9 @@ mod tests {
         assert_eq!((caller.id.as_str(), caller.role), (made.id.as_str(), Role::Publisher));
         assert_eq!(auth.check(&made.token, made.expires_ms), None);
         let cut = &made.token[..made.token.len() - 1];
-        for bad in ["", "plt1", "plt1..", cut, &format!("{}0", made.token), &made.token.replace("plt1", "plj1")] {
+        for bad in
+            ["", "plt1", "plt1..", cut, &format!("{}0", made.token), &made.token.replace("plt1", "plj1")]
+        {
             assert_eq!(auth.check(bad, 0), None, "{bad:?} was accepted");
         }
     }

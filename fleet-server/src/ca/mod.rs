@@ -131,7 +131,8 @@ impl Ca {
             secret::write_private(&key_path, key.serialize_pem().as_bytes())?;
             secret::write_public(&cert_path, pem.as_bytes())?;
         }
-        let key = KeyPair::from_pem(&std::fs::read_to_string(&key_path)?).map_err(crypto("reading ca.key"))?;
+        let key =
+            KeyPair::from_pem(&std::fs::read_to_string(&key_path)?).map_err(crypto("reading ca.key"))?;
         let pem = std::fs::read_to_string(&cert_path)?;
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|e| std::io::Error::other(format!("{}: {e}", cert_path.display())))?;
@@ -158,8 +159,9 @@ impl Ca {
     pub fn issue(&self, request: &CheckedRequest, now: UnixMillis) -> Result<Issued, CaError> {
         let mut params = leaf_params(&request.identity.to_string(), DEVICE_DAYS, now)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let signed =
-            params.signed_by(&request.request.public_key, &self.issuer).map_err(crypto("signing a device"))?;
+        let signed = params
+            .signed_by(&request.request.public_key, &self.issuer)
+            .map_err(crypto("signing a device"))?;
         let chain_pem = format!("{}{}", signed.pem(), self.pem);
         Ok(Issued { chain_pem, until_ms: now + (DEVICE_DAYS * DAY * 1000) as i64 })
     }

@@ -20,7 +20,8 @@ fn request(name: &str) -> (KeyPair, String) {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     // A device that asks to be an authority for a bank.
-    params.subject_alt_names = CertificateParams::new(vec!["bank.example".to_owned()]).unwrap().subject_alt_names;
+    params.subject_alt_names =
+        CertificateParams::new(vec!["bank.example".to_owned()]).unwrap().subject_alt_names;
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let pem = params.serialize_request(&key).unwrap().pem().unwrap();
     (key, pem)

@@ -70,7 +70,8 @@ fn config(
     roots.add(ca.certificate().clone())?;
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     let builder = if required { builder } else { builder.allow_unauthenticated() };
-    let verifier = builder.build().map_err(|e| rustls::Error::General(format!("client certificates: {e}")))?;
+    let verifier =
+        builder.build().map_err(|e| rustls::Error::General(format!("client certificates: {e}")))?;
     let resolver: Arc<dyn ResolvesServerCert> = Arc::<ServerCertificate>::clone(certificate);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

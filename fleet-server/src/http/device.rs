@@ -70,7 +70,10 @@ async fn admit(app: &App, request: EnrollRequest) -> Answer<EnrollResponse> {
     check(&request)?;
     // Before a use of the token is spent: a device without a root of trust could install nothing.
     let tuf_root = app.trust.root().ok_or_else(|| {
-        Failure::conflict("no-trust", "the fleet has no trust yet: run `plimsoll trust init`, then enrol again")
+        Failure::conflict(
+            "no-trust",
+            "the fleet has no trust yet: run `plimsoll trust init`, then enrol again",
+        )
     })?;
     let identity = app.identity(&request.device);
     let now = clock::now_ms();
@@ -109,14 +112,21 @@ async fn admit(app: &App, request: EnrollRequest) -> Answer<EnrollResponse> {
 fn check(request: &EnrollRequest) -> Answer<()> {
     let fits = |text: &str| (1..=MAX_LABEL).contains(&text.len()) && text.chars().all(|c| !c.is_control());
     if request.device.as_str() == RESERVED {
-        return Err(Failure::bad("bad-id", "a device cannot be called \"all\": that is the address of the whole fleet"));
+        return Err(Failure::bad(
+            "bad-id",
+            "a device cannot be called \"all\": that is the address of the whole fleet",
+        ));
     }
     if request.labels.len() > MAX_LABELS || !request.labels.iter().all(|(k, v)| fits(k) && fits(v)) {
-        let detail = format!("labels of {}: at most {MAX_LABELS} of 1 to {MAX_LABEL} characters each", request.device);
+        let detail =
+            format!("labels of {}: at most {MAX_LABELS} of 1 to {MAX_LABEL} characters each", request.device);
         return Err(Failure::bad("bad-labels", detail));
     }
     if !fits(&request.arch) {
-        return Err(Failure::bad("bad-arch", format!("the architecture of {} has 1 to 64 characters", request.device)));
+        return Err(Failure::bad(
+            "bad-arch",
+            format!("the architecture of {} has 1 to 64 characters", request.device),
+        ));
     }
     Ok(())
 }
@@ -138,13 +148,23 @@ async fn metadata(State(app): State<Arc<App>>, Path(name): Path<String>) -> Answ
 /// A registered device that is not revoked.
 fn authorise(app: &App, peer: &Peer) -> Answer<DeviceId> {
     let refuse = |what: &str| {
-        Err(Failure::new(StatusCode::UNAUTHORIZED, "no-certificate", format!("{what}: `plimsoll-agent enroll` first")))
+        Err(Failure::new(
+            StatusCode::UNAUTHORIZED,
+            "no-certificate",
+            format!("{what}: `plimsoll-agent enroll` first"),
+        ))
     };
-    let Some(certificate) = &peer.certificate else { return refuse("blobs are for devices with a client certificate") };
+    let Some(certificate) = &peer.certificate else {
+        return refuse("blobs are for devices with a client certificate");
+    };
     let who = certificate.identity();
-    let Some(key) = ca::key_of(certificate.der()) else { return refuse("the client certificate cannot be read") };
+    let Some(key) = ca::key_of(certificate.der()) else {
+        return refuse("the client certificate cannot be read");
+    };
     if who.tenant != app.tenant || !app.fleet.admits(&who.device, &key) {
-        return Err(Failure::forbidden(format!("device {who} is not registered with this key, or is revoked")));
+        return Err(Failure::forbidden(format!(
+            "device {who} is not registered with this key, or is revoked"
+        )));
     }
     Ok(who.device.clone())
 }

@@ -22,8 +22,9 @@ impl<S: Send + Sync, T: DeserializeOwned, const N: usize> FromRequest<S> for Jso
             let detail = format!("the body of {path} was not read: {e}; at most {N} bytes are");
             Failure::new(axum::http::StatusCode::PAYLOAD_TOO_LARGE, "body", detail)
         })?;
-        let value = serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::bad("malformed-json", format!("the body of {path} is not what it takes: {e}")))?;
+        let value = serde_json::from_slice(&bytes).map_err(|e| {
+            Failure::bad("malformed-json", format!("the body of {path} is not what it takes: {e}"))
+        })?;
         Ok(Self(value))
     }
 }

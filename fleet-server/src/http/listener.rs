@@ -45,7 +45,8 @@ pub struct Peer {
 }
 
 /// What a connection that speaks another protocol by ALPN is handed to.
-pub type Handover = Arc<dyn Fn(tokio_rustls::server::TlsStream<TcpStream>, DeviceCertificate, SocketAddr) + Send + Sync>;
+pub type Handover =
+    Arc<dyn Fn(tokio_rustls::server::TlsStream<TcpStream>, DeviceCertificate, SocketAddr) + Send + Sync>;
 
 /// A listener to be served.
 pub struct Listener {

@@ -51,7 +51,8 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let problem = Problem { kind: self.kind.to_owned(), status: self.status.as_u16(), detail: self.detail };
+        let problem =
+            Problem { kind: self.kind.to_owned(), status: self.status.as_u16(), detail: self.detail };
         let mut response = (self.status, axum::Json(problem)).into_response();
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
@@ -80,8 +81,12 @@ impl From<BlobError> for Failure {
         match &error {
             BlobError::Mismatch { .. } => Self::bad("wrong-digest", error.to_string()),
             BlobError::Interrupted { .. } => Self::bad("interrupted", error.to_string()),
-            BlobError::TooBig { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-big", error.to_string()),
-            BlobError::DiskFull(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", error.to_string()),
+            BlobError::TooBig { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-big", error.to_string())
+            }
+            BlobError::DiskFull(_) => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", error.to_string())
+            }
             BlobError::Io { .. } => Self::internal(&error),
         }
     }

@@ -24,7 +24,8 @@ pub fn wanted(range: Option<&str>, if_range: Option<&str>, etag: &str, total: u6
         return Wanted::Whole;
     }
     let Some((first, last)) = spec.trim().split_once('-') else { return Wanted::Whole };
-    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    let number =
+        |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
     let (start, end) = match (first, last) {
         ("", suffix) => match number(suffix) {
             Some(suffix) => (total.saturating_sub(suffix), if suffix == 0 { 0 } else { total }),
@@ -39,7 +40,11 @@ pub fn wanted(range: Option<&str>, if_range: Option<&str>, etag: &str, total: u6
             _ => return Wanted::Whole,
         },
     };
-    if start >= total || end <= start { Wanted::Unsatisfiable } else { Wanted::Part { start, length: end - start } }
+    if start >= total || end <= start {
+        Wanted::Unsatisfiable
+    } else {
+        Wanted::Part { start, length: end - start }
+    }
 }
 
 #[cfg(test)]
@@ -50,12 +55,22 @@ mod tests {
     fn ranges_are_read_as_the_rfc_says() {
         let part = |start, length| Wanted::Part { start, length };
         for (range, expect) in [
-            ("bytes=0-99", part(0, 100)), ("bytes=10-19", part(10, 10)), ("bytes=10-", part(10, 90)),
-            ("bytes=-10", part(90, 10)), ("bytes=-1000", part(0, 100)), ("bytes=50-5000", part(50, 50)),
-            ("bytes=99-99", part(99, 1)), ("bytes=100-", Wanted::Unsatisfiable),
-            ("bytes=-0", Wanted::Unsatisfiable), ("bytes=200-300", Wanted::Unsatisfiable),
-            ("bytes=5-4", Wanted::Whole), ("bytes=0-1,5-6", Wanted::Whole), ("items=0-1", Wanted::Whole),
-            ("bytes=a-b", Wanted::Whole), ("bytes=-", Wanted::Whole), ("bytes=+1-2", Wanted::Whole),
+            ("bytes=0-99", part(0, 100)),
+            ("bytes=10-19", part(10, 10)),
+            ("bytes=10-", part(10, 90)),
+            ("bytes=-10", part(90, 10)),
+            ("bytes=-1000", part(0, 100)),
+            ("bytes=50-5000", part(50, 50)),
+            ("bytes=99-99", part(99, 1)),
+            ("bytes=100-", Wanted::Unsatisfiable),
+            ("bytes=-0", Wanted::Unsatisfiable),
+            ("bytes=200-300", Wanted::Unsatisfiable),
+            ("bytes=5-4", Wanted::Whole),
+            ("bytes=0-1,5-6", Wanted::Whole),
+            ("items=0-1", Wanted::Whole),
+            ("bytes=a-b", Wanted::Whole),
+            ("bytes=-", Wanted::Whole),
+            ("bytes=+1-2", Wanted::Whole),
             ("bytes=0-99999999999999999999999", Wanted::Whole),
         ] {
             assert_eq!(wanted(Some(range), None, "\"e\"", 100), expect, "{range}");
@@ -68,6 +83,9 @@ mod tests {
     fn a_part_of_another_file_is_not_sent() {
         assert_eq!(wanted(Some("bytes=1-2"), Some("\"other\""), "\"e\"", 9), Wanted::Whole);
         assert_eq!(wanted(Some("bytes=1-2"), Some("W/\"e\""), "\"e\"", 9), Wanted::Whole);
-        assert_eq!(wanted(Some("bytes=1-2"), Some("\"e\""), "\"e\"", 9), Wanted::Part { start: 1, length: 2 });
+        assert_eq!(
+            wanted(Some("bytes=1-2"), Some("\"e\""), "\"e\"", 9),
+            Wanted::Part { start: 1, length: 2 }
+        );
     }
 }

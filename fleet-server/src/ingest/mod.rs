@@ -118,7 +118,8 @@ impl Ingest {
             due
         };
         if due {
-            let text = format!("message on {} set aside: {}; it began {:?}", poison.topic, poison.why, poison.head);
+            let text =
+                format!("message on {} set aside: {}; it began {:?}", poison.topic, poison.why, poison.head);
             self.app.event(Some(poison.from.device), Severity::Warning, "report.malformed", text).await;
         }
     }

@@ -91,7 +91,10 @@ fn one(parsed: &mut Parsed, message: &Inbound, now: UnixMillis) -> Result<(), St
         Up::Batch => {
             let mut inflated = Vec::new();
             let decoder = flate2::read::ZlibDecoder::new(bytes.as_ref());
-            decoder.take(MAX_INFLATED + 1).read_to_end(&mut inflated).map_err(|e| format!("it is no zlib: {e}"))?;
+            decoder
+                .take(MAX_INFLATED + 1)
+                .read_to_end(&mut inflated)
+                .map_err(|e| format!("it is no zlib: {e}"))?;
             if inflated.len() as u64 > MAX_INFLATED {
                 return Err(format!("it inflates to more than {MAX_INFLATED} bytes"));
             }
@@ -161,7 +164,11 @@ fn body<T: DeserializeOwned>(report: &Envelope<serde_json::Value>) -> Result<T, 
 
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Envelope<T>, String> {
     let envelope: Envelope<T> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    if envelope.v == 1 { Ok(envelope) } else { Err(format!("version {} of the envelope; 1 is spoken here", envelope.v)) }
+    if envelope.v == 1 {
+        Ok(envelope)
+    } else {
+        Err(format!("version {} of the envelope; 1 is spoken here", envelope.v))
+    }
 }
 
 fn write<T>(

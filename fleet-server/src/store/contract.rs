@@ -17,7 +17,13 @@ pub fn device(name: &str) -> DeviceId {
 
 pub fn join_token(id: &str, uses: u32) -> JoinTokenRecord {
     let labels = BTreeMap::from([("site".to_owned(), "lyon".to_owned())]);
-    JoinTokenRecord { id: id.into(), secret: Digest::of(b"secret"), uses_left: uses, expires_ms: 1_000, labels }
+    JoinTokenRecord {
+        id: id.into(),
+        secret: Digest::of(b"secret"),
+        uses_left: uses,
+        expires_ms: 1_000,
+        labels,
+    }
 }
 
 pub fn enrolment(name: &str, key: &[u8]) -> Enrolment {
@@ -109,9 +115,11 @@ pub async fn a_revoked_device_cannot_enrol_again_under_its_name(store: &dyn Stor
 
 pub async fn a_report_is_counted_once(store: &dyn Store) {
     let fresh = |id| Outcome::Fresh(Change::Event(id));
-    let first = store.commit_reports(vec![report("a", 7, event("x")), report("a", 7, event("x"))]).await.unwrap();
+    let first =
+        store.commit_reports(vec![report("a", 7, event("x")), report("a", 7, event("x"))]).await.unwrap();
     assert_eq!(first, [fresh(1), Outcome::Duplicate]);
-    let second = store.commit_reports(vec![report("a", 7, event("x")), report("b", 7, event("x"))]).await.unwrap();
+    let second =
+        store.commit_reports(vec![report("a", 7, event("x")), report("b", 7, event("x"))]).await.unwrap();
     assert_eq!(second, [Outcome::Duplicate, fresh(2)]);
     let mut reflashed = report("a", 7, event("y"));
     reflashed.inc = Incarnation::from_bytes([2; 16]);
@@ -173,7 +181,8 @@ pub async fn of_two_planners_one_wins(store: &dyn Store) {
 
 pub async fn a_rollout_comes_back_with_its_members_and_its_history(store: &dyn Store) {
     let id = rollout(1, "").id;
-    let member = Member { stage: 0, ordered_ms: 4, previous: None, reached_ms: None, answer: None, recalled: None };
+    let member =
+        Member { stage: 0, ordered_ms: 4, previous: None, reached_ms: None, answer: None, recalled: None };
     for n in 0..3 {
         let plan = PlanWrite {
             rollouts: vec![rollout(n, "")],

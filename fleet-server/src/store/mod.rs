@@ -106,4 +106,3 @@ pub trait Journal {
 /// All of it.
 pub trait Store: Devices + Tokens + Trust + Rollouts + Reports + Journal + Send + Sync + 'static {}
 impl<T: Devices + Tokens + Trust + Rollouts + Reports + Journal + Send + Sync + 'static> Store for T {}
-

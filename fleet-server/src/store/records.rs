@@ -314,7 +314,11 @@ pub fn verify_audit(log: &[AuditRecord]) -> Result<(), String> {
     let mut previous = Digest::of(b"");
     for (index, entry) in log.iter().enumerate() {
         if entry.number != index as u64 + 1 {
-            return Err(format!("audit entry {} stands where {} should be: entries are missing", entry.number, index + 1));
+            return Err(format!(
+                "audit entry {} stands where {} should be: entries are missing",
+                entry.number,
+                index + 1
+            ));
         }
         if entry.previous != previous || entry.hash != entry.computed() {
             return Err(format!("audit entry {} was changed after it was written", entry.number));

@@ -78,7 +78,8 @@ pub struct TrustService {
 impl TrustService {
     /// Reads what was published, and the online keys in `dir` (makes them the first time).
     pub async fn open(dir: &Path, store: Arc<dyn Store>, blobs: Blobs) -> Result<Self, PublishError> {
-        let online = Online { snapshot: key(&dir.join("snapshot.key"))?, timestamp: key(&dir.join("timestamp.key"))? };
+        let online =
+            Online { snapshot: key(&dir.join("snapshot.key"))?, timestamp: key(&dir.join("timestamp.key"))? };
         let index = store.trust().await?;
         let mut documents = BTreeMap::new();
         for (name, doc) in &index.files {
@@ -136,7 +137,8 @@ impl TrustService {
     }
 
     async fn take(&self, published: &Published, change: Change) -> Result<Accepted, PublishError> {
-        let known: BTreeMap<Digest, &BundleRecord> = published.index.bundles.iter().map(|b| (b.digest, b)).collect();
+        let known: BTreeMap<Digest, &BundleRecord> =
+            published.index.bundles.iter().map(|b| (b.digest, b)).collect();
         let mut bundles = Vec::new();
         let mut added = Vec::new();
         for target in change.listed.iter().filter(|t| t.path().ends_with(MANIFEST_FILE)) {
@@ -181,7 +183,9 @@ impl TrustService {
                 Some(length) if length == file.size => {}
                 Some(length) => {
                     let (path, size) = (&file.path, file.size);
-                    return Err(refuse(format!("{path} has {length} bytes on the server, {size} in bundle.json")));
+                    return Err(refuse(format!(
+                        "{path} has {length} bytes on the server, {size} in bundle.json"
+                    )));
                 }
                 None => return Err(missing(file.path.as_str(), &file.sha256)),
             }
@@ -236,7 +240,8 @@ mod tests {
     #[test]
     fn roots_stay_and_of_others_the_newest_five() {
         let doc = TrustDoc { sha256: Digest::of(b""), length: 0 };
-        let mut files: BTreeMap<String, TrustDoc> = BTreeMap::from([("timestamp.json".to_owned(), doc.clone())]);
+        let mut files: BTreeMap<String, TrustDoc> =
+            BTreeMap::from([("timestamp.json".to_owned(), doc.clone())]);
         for version in 1..=12 {
             for role in ["root", "snapshot", "m"] {
                 files.insert(format!("{version}.{role}.json"), doc.clone());

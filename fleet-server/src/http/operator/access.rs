@@ -54,7 +54,9 @@ impl FromRequestParts<Arc<App>> for Caller {
         let token = bearer(&parts.headers).ok_or_else(|| {
             refuse("this needs `Authorization: Bearer <token>`; the first one is in admin.token of the state folder")
         })?;
-        app.auth.check(token, clock::now_ms()).ok_or_else(|| refuse("the token is unknown, damaged or has expired"))
+        app.auth
+            .check(token, clock::now_ms())
+            .ok_or_else(|| refuse("the token is unknown, damaged or has expired"))
     }
 }
 
@@ -94,8 +96,13 @@ mod tests {
     #[test]
     fn only_addresses_and_localhost_are_local() {
         for (host, expect) in [
-            ("127.0.0.1:8080", true), ("localhost:8080", true), ("[::1]:8080", true), ("10.0.0.7", true),
-            ("evil.example:8080", false), ("localhost.evil.example", false), ("", false),
+            ("127.0.0.1:8080", true),
+            ("localhost:8080", true),
+            ("[::1]:8080", true),
+            ("10.0.0.7", true),
+            ("evil.example:8080", false),
+            ("localhost.evil.example", false),
+            ("", false),
         ] {
             let headers = HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
             assert_eq!(is_local(&headers), expect, "{host}");
@@ -105,7 +112,8 @@ mod tests {
 
     #[test]
     fn the_cookie_is_found_among_others() {
-        let headers = HeaderMap::from_iter([(header::COOKIE, "a=b; plimsoll_token=plt1.x.y; c=d".parse().unwrap())]);
+        let headers =
+            HeaderMap::from_iter([(header::COOKIE, "a=b; plimsoll_token=plt1.x.y; c=d".parse().unwrap())]);
         assert_eq!(cookie(&headers), Some("plt1.x.y"));
         let other = HeaderMap::from_iter([(header::COOKIE, "xplimsoll_token=1".parse().unwrap())]);
         assert_eq!(cookie(&other), None);

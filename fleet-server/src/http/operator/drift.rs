@@ -23,7 +23,12 @@ pub async fn histograms(app: &App, device: &DeviceInfo) -> Vec<Histogram> {
 }
 
 /// `None` when the bundle has no baseline, is no longer there, or nothing was measured yet.
-async fn of_model(app: &App, device: &DeviceId, model: &ModelName, digest: &Digest) -> Option<Vec<Histogram>> {
+async fn of_model(
+    app: &App,
+    device: &DeviceId,
+    model: &ModelName,
+    digest: &Digest,
+) -> Option<Vec<Histogram>> {
     let windows = windows(app, device, model, digest).await;
     let last = windows.last()?;
     let baseline = baseline(app, digest).await?;

@@ -14,9 +14,9 @@ use plimsoll_protocol::ids::RolloutId;
 use super::access::{COOKIE, Reader};
 use super::{devices, drift, publish, server_info};
 use crate::app::App;
+use crate::clock;
 use crate::http::problem::{Answer, Failure};
 use crate::web::{self, DevicePage, FleetPage, RolloutPage};
-use crate::clock;
 
 /// Events on the fleet's page, and looked through for a device's.
 const EVENTS: usize = 50;
@@ -90,7 +90,8 @@ pub async fn fleet_fragment(State(app): State<Arc<App>>, _: Reader) -> Page {
 async fn device_markup(app: &App, name: &str, render: fn(&DevicePage) -> Markup) -> Page {
     let server = server(app)?;
     let id = DeviceId::new(name).ok();
-    let found: Option<DeviceInfo> = devices::infos(app).await.into_iter().find(|d| Some(&d.device) == id.as_ref());
+    let found: Option<DeviceInfo> =
+        devices::infos(app).await.into_iter().find(|d| Some(&d.device) == id.as_ref());
     let Some(device) = found else { return Err(missing(&server, &format!("device {name}"))) };
     let mut events = events(app, EVENTS_SEARCHED).await?;
     events.retain(|e| e.device == id);

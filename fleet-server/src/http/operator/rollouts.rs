@@ -20,7 +20,9 @@ impl From<BookError> for Failure {
     fn from(error: BookError) -> Self {
         match error {
             BookError::Spec(e) => Self::bad("bad-rollout", e.to_string()),
-            BookError::NotPublished { .. } => Self::new(StatusCode::NOT_FOUND, "not-published", error.to_string()),
+            BookError::NotPublished { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "not-published", error.to_string())
+            }
             BookError::Start(e) => Self::conflict("rollout-conflict", e.to_string()),
             BookError::Act(e) => Self::conflict("rollout-state", e.to_string()),
             BookError::Unknown(_) => Self::not_found(error.to_string()),
@@ -82,7 +84,8 @@ pub async fn act(
     let RolloutAction { reason } = if body.is_empty() {
         RolloutAction::default()
     } else {
-        serde_json::from_slice(&body).map_err(|e| Failure::bad("malformed-json", format!("the reason: {e}")))?
+        serde_json::from_slice(&body)
+            .map_err(|e| Failure::bad("malformed-json", format!("the reason: {e}")))?
     };
     let who = format!("token {}", caller.id);
     app.book.lock().await.act(&app, &rollout, action, &who, &reason, clock::now_ms()).await?;

@@ -208,7 +208,8 @@ impl Txn<'_> {
 
     /// Writes a value when the job succeeds.
     pub fn put<T: Serialize>(&mut self, key: String, value: &T) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(value).map_err(|e| StoreError::storage(format!("encoding {key}"), e))?;
+        let bytes =
+            serde_json::to_vec(value).map_err(|e| StoreError::storage(format!("encoding {key}"), e))?;
         self.own.insert(key, Some(bytes));
         Ok(())
     }

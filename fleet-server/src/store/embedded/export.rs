@@ -33,6 +33,14 @@ impl Embedded {
         }
         let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
         file.sync_all().map_err(failed)?;
+        // The one before stays reachable: a store that opened with less than it had must not take its only copy.
+        let previous = to.with_extension("previous.jsonl");
+        if to.exists() {
+            match std::fs::remove_file(&previous) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+                _ => std::fs::hard_link(to, &previous).map_err(failed)?,
+            }
+        }
         std::fs::rename(&partial, to).map_err(failed)?;
         if let Some(dir) = to.parent() {
             File::open(dir).and_then(|d| d.sync_all()).map_err(failed)?;

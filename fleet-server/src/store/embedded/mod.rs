@@ -36,8 +36,8 @@ mod tests;
 
 use self::durable::{Durable, Txn};
 use super::{
-    AuditRecord, BundleRecord, DeviceRecord, Devices, DriftRecord, Enrolment, EventRecord, JobRecord, Journal,
-    JoinTokenRecord, NewAudit, NewEvent, Outcome, PlanWrite, Reply, ReportWrite, Reports, Rollouts,
+    AuditRecord, BundleRecord, DeviceRecord, Devices, DriftRecord, Enrolment, EventRecord, JobRecord,
+    JoinTokenRecord, Journal, NewAudit, NewEvent, Outcome, PlanWrite, Reply, ReportWrite, Reports, Rollouts,
     StateRecord, StoreError, TokenFault, TokenRecord, Tokens, Trust, TrustIndex,
 };
 
@@ -57,7 +57,8 @@ impl Embedded {
 
     /// Values of one kind, without their keys.
     fn all<T: serde::de::DeserializeOwned + Send + 'static>(&self, prefix: &str) -> Reply<'_, Vec<T>> {
-        let found = self.kv.scan::<T>(prefix).map(|found| found.into_iter().map(|(_, value)| value).collect());
+        let found =
+            self.kv.scan::<T>(prefix).map(|found| found.into_iter().map(|(_, value)| value).collect());
         Box::pin(ready(found))
     }
 
@@ -222,7 +223,10 @@ impl Embedded {
         }
         let states = self.kv.scan::<RolloutState>("rollout/")?.into_iter();
         let mut rollouts: Vec<Rollout> = states
-            .map(|(_, state)| Rollout { members: members.remove(state.id.as_str()).unwrap_or_default(), state })
+            .map(|(_, state)| Rollout {
+                members: members.remove(state.id.as_str()).unwrap_or_default(),
+                state,
+            })
             .collect();
         rollouts.sort_by_key(|r| r.state.number);
         Ok(rollouts)

@@ -39,7 +39,12 @@ pub struct Opened {
 }
 
 /// Opens the store in `dir`; when it does not open, sets it aside and restores `export`. Blocks.
-pub fn open_or_recover(dir: &Path, export: &Path, probe: &Probe, now: UnixMillis) -> Result<Opened, StoreError> {
+pub fn open_or_recover(
+    dir: &Path,
+    export: &Path,
+    probe: &Probe,
+    now: UnixMillis,
+) -> Result<Opened, StoreError> {
     let marker = dir.join(CLEAN_MARKER);
     let unclean = dir.join("db").exists() && !marker.exists();
     if marker.exists() {
@@ -50,7 +55,10 @@ pub fn open_or_recover(dir: &Path, export: &Path, probe: &Probe, now: UnixMillis
         Probe::Child(program) if unclean => run_probe(program, dir),
         _ => Ok(()),
     };
-    let why = match looked.map_err(Fault::Probe).and_then(|()| Embedded::open(dir).map_err(|error| Fault::Open { error })) {
+    let why = match looked
+        .map_err(Fault::Probe)
+        .and_then(|()| Embedded::open(dir).map_err(|error| Fault::Open { error }))
+    {
         Ok(store) => return Ok(Opened { store, notes: Vec::new() }),
         Err(why) => why.to_string(),
     };

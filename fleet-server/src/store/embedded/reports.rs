@@ -30,16 +30,22 @@ pub fn commit(txn: &mut Txn<'_>, report: ReportWrite) -> Result<Outcome, StoreEr
             if old.is_some_and(|old| old.inc == inc && old.session > session) {
                 return Ok(Outcome::Fresh(Change::Nothing));
             }
-            put_state(txn, &device, StateRecord { inc, birth: *birth, session, online: true, at_ms, payload })?
+            put_state(
+                txn,
+                &device,
+                StateRecord { inc, birth: *birth, session, online: true, at_ms, payload },
+            )?
         }
-        ReportBody::Offline { boot, conn, payload } => match txn.get::<StateRecord>(&format!("state/{device}"))? {
-            // The will of a connection that a newer birth has overtaken says nothing about today.
-            Some(old) if old.inc == inc && old.session <= (boot, conn) => {
-                let session = (boot, conn);
-                put_state(txn, &device, StateRecord { session, online: false, at_ms, payload, ..old })?
+        ReportBody::Offline { boot, conn, payload } => {
+            match txn.get::<StateRecord>(&format!("state/{device}"))? {
+                // The will of a connection that a newer birth has overtaken says nothing about today.
+                Some(old) if old.inc == inc && old.session <= (boot, conn) => {
+                    let session = (boot, conn);
+                    put_state(txn, &device, StateRecord { session, online: false, at_ms, payload, ..old })?
+                }
+                _ => Change::Nothing,
             }
-            _ => Change::Nothing,
-        },
+        }
         ReportBody::Job(job) => {
             let key = format!("job/{device}/{}/{}", job.model, job.digest);
             let old = txn.get::<JobRecord>(&key)?;

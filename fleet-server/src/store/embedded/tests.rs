@@ -11,7 +11,9 @@ fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &target) } else {
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
@@ -71,7 +73,10 @@ async fn a_store_that_does_not_open_is_set_aside_and_the_export_restored() {
     drop(store);
     std::fs::write(path.join("conf"), b"not a configuration").unwrap();
     let (e, p) = (export.clone(), path.clone());
-    let opened = tokio::task::spawn_blocking(move || open_or_recover(&p, &e, &Probe::Skip, 77)).await.unwrap().unwrap();
+    let opened = tokio::task::spawn_blocking(move || open_or_recover(&p, &e, &Probe::Skip, 77))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(opened.notes.len(), 2, "{:?}", opened.notes);
     assert!(dir.path().join("store.damaged-77").join("db").exists(), "nothing is deleted");
     assert_eq!(opened.store.devices().await.unwrap()[0].device, device("a"));
@@ -100,7 +105,9 @@ async fn many_writers_share_commits_and_all_are_kept() {
     let store = std::sync::Arc::new(Embedded::open(dir.path()).unwrap());
     let writers = (0..200).map(|n| {
         let store = std::sync::Arc::clone(&store);
-        tokio::spawn(async move { store.commit_reports(vec![report("a", n, ReportBody::Seen)]).await.unwrap() })
+        tokio::spawn(
+            async move { store.commit_reports(vec![report("a", n, ReportBody::Seen)]).await.unwrap() },
+        )
     });
     for writer in writers.collect::<Vec<_>>() {
         assert_eq!(writer.await.unwrap(), [Outcome::Fresh(Change::Nothing)]);

@@ -1,0 +1,11 @@
+//! The server as its users meet it: real sockets, real TLS, real MQTT, a state folder of its own.
+
+mod blobs;
+mod cam;
+mod enrolment;
+mod kill;
+mod operators;
+mod publishing;
+mod rig;
+mod rollout;
+mod telemetry;
