@@ -15,11 +15,13 @@
 //! - [`compare`]: how far two sets of counts are apart (PSI, Jensen-Shannon, Hellinger, …)
 //! - [`evidence`]: whether that could be chance (e-values, Shiryaev-Roberts, e-BH, canaries of a small fleet)
 //! - [`verdict`]: both together, in words
+//! - [`attribution`]: whether it is the world, the version, or single devices
 //! - [`sensor`]: faults that must be seen at once, reading by reading
 //!
 //! Deliberately absent: p-values on the raw data, sketches, and any statistic whose bins move with the data it
 //! judges.
 
+pub mod attribution;
 pub mod baseline;
 pub mod bins;
 pub mod compare;
