@@ -1,0 +1,217 @@
+//! `plimsoll bundle pack`: everything that a tool can know of a model, measured; the rest comes from flags.
+//!
+//! The bundle is built in a folder beside its destination and moved there whole, so an interrupted or refused pack
+//! leaves nothing behind that looks like a bundle.
+
+mod draft;
+mod golden;
+mod reference;
+mod tensors;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use plimsoll_protocol::ModelName;
+use plimsoll_protocol::bundle::{Manifest, Step, Tolerance};
+use plimsoll_protocol::drift::Order;
+use plimsoll_runtime::{Model, SelfTestReport, architecture, describe, features, self_test};
+use serde_json::json;
+
+use super::inspect::proves;
+use crate::cli::pair;
+use crate::failure::{Refused, Usage};
+use crate::output::{Screen, bytes};
+use draft::Draft;
+
+/// `plimsoll bundle pack MODEL.onnx`
+#[derive(Debug, clap::Args)]
+pub struct Pack {
+    /// The model.
+    onnx: PathBuf,
+    /// Name under which devices run it.
+    #[arg(long)]
+    model: ModelName,
+    /// Semantic version.
+    #[arg(long)]
+    version: semver::Version,
+    /// Folder to make; must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Golden samples (expected outputs) from the training framework: `test_data_set_N/input_K.pb, output_K.pb`.
+    /// Without it, samples are recorded here and prove stability only.
+    #[arg(long, value_name = "DIR")]
+    golden: Option<PathBuf>,
+    /// Reference data for the drift baseline: a CSV with a header row, or a folder like that of --golden.
+    #[arg(long, value_name = "FILE|DIR")]
+    reference: Option<PathBuf>,
+    /// Rows of the reference follow each other in time, as one device saw them.
+    #[arg(long, requires = "reference")]
+    reference_in_time: bool,
+    /// Class names, in order.
+    #[arg(long, value_delimiter = ',', value_name = "A,B,…")]
+    labels: Vec<String>,
+    /// Input that holds pixels: its drift is measured by brightness, contrast, sharpness, … Repeatable. An input of
+    /// rank 4 with 1, 3 or 4 channels is taken for one anyway.
+    #[arg(long = "image", value_name = "INPUT")]
+    images: Vec<String>,
+    /// Input whose drift is not measured. Repeatable.
+    #[arg(long = "opaque", value_name = "INPUT")]
+    opaque: Vec<String>,
+    /// Columns of the reference that are categories although they are numbers.
+    #[arg(long, value_delimiter = ',', value_name = "A,B,…")]
+    categorical: Vec<String>,
+    /// Multiply an input before the model sees it, and add an offset: `x=0.00392` or `x=0.0078,-1`. Repeatable.
+    #[arg(long, value_name = "INPUT=FACTOR[,OFFSET]", value_parser = scale, allow_hyphen_values = true)]
+    pre_scale: Vec<Step>,
+    /// Largest absolute difference from an expected output.
+    #[arg(long, default_value_t = Tolerance::default().absolute, value_name = "X")]
+    tolerance_absolute: f64,
+    /// And relative to it.
+    #[arg(long, default_value_t = Tolerance::default().relative, value_name = "X")]
+    tolerance_relative: f64,
+    /// Lineage, free: `commit=abc123`, `author=…`, `licence=…`. Repeatable.
+    #[arg(long = "annotation", value_name = "K=V", value_parser = pair)]
+    annotations: Vec<(String, String)>,
+}
+
+/// Packs, and says what came out.
+pub fn run(args: &Pack, screen: &Screen) -> Result<()> {
+    let packed = pack(args)?;
+    let m = &packed.manifest;
+    let result = json!({
+        "model": m.model, "version": m.version, "digest": packed.digest, "out": args.out,
+        "bytes": m.total_bytes(), "files": m.files.len(),
+        "golden": { "origin": m.golden.origin, "samples": m.golden.samples.len(), "proves": proves(m) },
+        "self_test": packed.report,
+        "baseline": packed.baseline.map(|(features, rows)| json!({ "features": features, "rows": rows })),
+        "notes": packed.notes,
+    });
+    for note in &packed.notes {
+        screen.note(&format!("plimsoll: {note}"));
+    }
+    screen.show(&result, || {
+        let baseline = match packed.baseline {
+            Some((features, rows)) => format!("{features} features over {rows} reference rows"),
+            None => "none".into(),
+        };
+        format!(
+            "{} {} is packed in {} ({}, {}).\n\
+             golden    {} sample(s), {}\n\
+             self-test passed: largest difference {:.2e}, {} us an inference, {} RAM\n\
+             drift     baseline: {baseline}\n\
+             Next: plimsoll bundle publish {}",
+            m.model,
+            m.version,
+            args.out.display(),
+            packed.digest.short(),
+            bytes(m.total_bytes()),
+            m.golden.samples.len(),
+            proves(m),
+            packed.report.max_abs_error,
+            packed.report.infer_us,
+            bytes(packed.report.peak_rss_bytes),
+            args.out.display()
+        )
+    })
+}
+
+/// What a pack gave.
+#[derive(Debug)]
+struct Packed {
+    manifest: Manifest,
+    digest: plimsoll_protocol::Digest,
+    report: SelfTestReport,
+    /// Features and rows.
+    baseline: Option<(usize, usize)>,
+    notes: Vec<String>,
+}
+
+fn pack(args: &Pack) -> Result<Packed> {
+    let mut notes = Vec::new();
+    let description = describe(&args.onnx).with_context(|| format!("model {}", args.onnx.display()))?;
+    let mut draft = Draft::begin(args, &description)?;
+    draft.copy(&args.onnx, draft::ENTRY)?;
+    let folder = args.onnx.parent().unwrap_or(Path::new(""));
+    for path in &description.external_data {
+        draft.copy(&folder.join(path.as_str()), path.as_str())?;
+    }
+
+    match &args.golden {
+        Some(dir) => golden::supply(&mut draft, dir)?,
+        None => {
+            golden::record(&mut draft)?;
+            notes.push(format!("no --golden: the samples were {}", proves(&draft.manifest)));
+        }
+    }
+    golden::guess_outputs(&mut draft, args)?;
+    let report = self_test(draft.dir(), &draft.manifest, architecture())?;
+    if let Some(mismatch) = &report.mismatch {
+        bail!(Refused(format!(
+            "the model does not answer as expected: {mismatch}; was it exported wrongly, or are the samples of \
+             another version? (--tolerance-absolute and --tolerance-relative allow more)"
+        )));
+    }
+    draft.manifest.requires.min_ram_bytes = report.peak_rss_bytes;
+
+    let baseline = match &args.reference {
+        None => {
+            notes.push("no --reference: drift will not be measured".into());
+            None
+        }
+        Some(path) => measure(args, &mut draft, path, &mut notes)?,
+    };
+    let (manifest, digest) = draft.finish(&args.out)?;
+    Ok(Packed { manifest, digest, report, baseline, notes })
+}
+
+/// Runs the model over the reference data and adds the baseline.
+fn measure(
+    args: &Pack,
+    draft: &mut Draft,
+    path: &Path,
+    notes: &mut Vec<String>,
+) -> Result<Option<(usize, usize)>> {
+    let reference = reference::read(&mut draft.manifest, path, &args.categorical)?;
+    let model = load(draft)?;
+    let mut rows = 0;
+    let mut answered = Vec::with_capacity(reference.len());
+    for inputs in reference {
+        rows += inputs.first().map_or(0, |t| t.rows());
+        let outputs = model.infer(inputs.clone()).with_context(|| format!("reference {}", path.display()))?;
+        answered.push((inputs, outputs));
+    }
+    let order = if args.reference_in_time { Order::Time } else { Order::Unordered };
+    let baseline = features::fit_baseline(&draft.manifest, &answered, order)
+        .map_err(|e| Refused(format!("reference {}: {e}", path.display())))?;
+    let Some(baseline) = baseline else {
+        notes.push("nothing of this model can be measured for drift: mark pixels with --image, classes with --labels".into());
+        return Ok(None);
+    };
+    draft.manifest.baseline = Some(draft.add("baseline.json", &baseline.to_bytes())?);
+    Ok(Some((baseline.features().len(), rows)))
+}
+
+fn load(draft: &Draft) -> Result<Model> {
+    let variant = draft.manifest.variants.first().context("a draft has one variant")?;
+    Ok(Model::load(draft.dir(), &draft.manifest, variant)?)
+}
+
+/// `x=0.00392` or `x=0.0078,-1`.
+fn scale(text: &str) -> Result<Step, String> {
+    let (tensor, numbers) = pair(text)?;
+    let (factor, offset) = numbers.split_once(',').unwrap_or((&numbers, "0"));
+    let number = |t: &str| t.trim().parse::<f32>().ok().filter(|n| n.is_finite());
+    match (number(factor), number(offset)) {
+        (Some(factor), Some(offset)) => Ok(Step::Scale { tensor, factor, offset }),
+        _ => Err(format!("{text:?} is not of the form INPUT=FACTOR or INPUT=FACTOR,OFFSET")),
+    }
+}
+
+/// A flag names a tensor that the model does not have.
+fn unknown_tensor(flag: &str, name: &str, known: impl Iterator<Item = String>) -> anyhow::Error {
+    let known = known.collect::<Vec<_>>().join(", ");
+    Usage(format!("{flag} {name:?}: the model has no such tensor; it has {known}")).into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! Packing tiny models, and every way in which a pack is refused.
+
+use std::path::Path;
+
+use clap::Parser;
+use plimsoll_protocol::bundle::{GoldenOrigin, InputContent, OutputKind};
+use plimsoll_runtime::{Data, testing};
+
+use super::*;
+use crate::bundle::files::LocalBundle;
+use crate::failure::{REFUSED, USAGE, exit_code};
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    pack: Pack,
+}
+
+struct Home(tempfile::TempDir);
+
+impl Home {
+    /// A classifier of three inputs and two classes.
+    fn new() -> Self {
+        let home = Self(tempfile::tempdir().unwrap());
+        home.write("model.onnx", &testing::classifier(3, 2, 1.0));
+        home
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+    fn write(&self, name: &str, bytes: &[u8]) {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    /// Words that begin with `@` are paths below the home.
+    fn pack(&self, more: &str) -> Result<Packed> {
+        let line = format!("pack @model.onnx --model meter --version 1.0.0 --out @out {more}");
+        let words = line.split_whitespace().map(|w| match w.strip_prefix('@') {
+            Some(name) => self.path().join(name).to_string_lossy().into_owned(),
+            None => w.to_owned(),
+        });
+        pack(&Line::try_parse_from(words)?.pack)
+    }
+    /// Golden samples as a training framework would leave them: here the model's own answers.
+    fn golden(&self, spoil: impl Fn(&mut Vec<f32>)) {
+        let manifest = testing::classifier_manifest(3, 2);
+        let dir = tempfile::tempdir().unwrap();
+        let (manifest, _) = testing::write_bundle(dir.path(), &testing::classifier(3, 2, 1.0), manifest);
+        let sample = &manifest.golden.samples[0];
+        let (inputs, outputs) = plimsoll_runtime::read_sample(dir.path(), sample).unwrap();
+        let mut values = outputs[0].to_f32();
+        spoil(&mut values);
+        let output = plimsoll_runtime::Tensor::new(outputs[0].shape().to_vec(), Data::Fp32(values)).unwrap();
+        self.write("golden/test_data_set_0/input_0.pb", &plimsoll_runtime::encode_tensor("x", &inputs[0]));
+        self.write("golden/test_data_set_0/output_0.pb", &plimsoll_runtime::encode_tensor("y", &output));
+    }
+    /// Nothing may be left of a refused pack.
+    fn is_clean(&self) -> bool {
+        let names =
+            std::fs::read_dir(self.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        !names.into_iter().any(|n| n == "out" || n.contains("partial"))
+    }
+}
+
+#[test]
+fn a_model_alone_packs_and_its_samples_are_said_to_prove_stability_only() {
+    let home = Home::new();
+    let packed = home.pack("").unwrap();
+    assert_eq!(packed.manifest.golden.origin, GoldenOrigin::Recorded);
+    assert!(packed.notes.iter().any(|n| n.contains("stability, not agreement")), "{:?}", packed.notes);
+    assert!(packed.notes.iter().any(|n| n.contains("drift will not be measured")), "{:?}", packed.notes);
+    let bundle = LocalBundle::open(&home.path().join("out")).unwrap();
+    bundle.verify().unwrap();
+    assert_eq!((bundle.digest, &bundle.manifest), (packed.digest, &packed.manifest));
+    assert_eq!(bundle.manifest.outputs[0].kind, OutputKind::ClassScores, "soft-max rows are recognised");
+    assert!(bundle.manifest.requires.min_ram_bytes > 0);
+}
+
+#[test]
+fn golden_samples_reference_labels_and_annotations_end_up_in_the_bundle() {
+    let home = Home::new();
+    home.golden(|_| ());
+    let rows: Vec<String> =
+        (0..200).map(|i| format!("{},{},{}", i % 7, f64::from(i) / 10.0, i % 2)).collect();
+    home.write("ref.csv", format!("flow,temp,door\n{}\n", rows.join("\n")).as_bytes());
+    let more =
+        "--golden @golden --reference @ref.csv --labels ok,bad --annotation commit=abc --categorical door";
+    let packed = home.pack(more).unwrap();
+    let m = &packed.manifest;
+    assert_eq!((m.golden.origin, m.golden.samples.len()), (GoldenOrigin::Supplied, 1));
+    assert_eq!(m.outputs[0].labels, ["ok", "bad"]);
+    assert_eq!(m.annotations["commit"], "abc");
+    let names: Vec<_> = m.inputs[0].features.iter().map(|f| f.name.as_str()).collect();
+    assert_eq!(names, ["flow", "temp", "door"]);
+    // Three columns; class, confidence and entropy.
+    assert_eq!(packed.baseline, Some((6, 200)));
+    let path = home.path().join("out").join(m.baseline.as_ref().unwrap().as_str());
+    let baseline = plimsoll_protocol::drift::Baseline::parse(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(baseline.features()[1].name, "temp");
+}
+
+#[test]
+fn the_same_model_packs_to_the_same_samples() {
+    let home = Home::new();
+    let first = home.pack("").unwrap().manifest.files;
+    std::fs::rename(home.path().join("out"), home.path().join("first")).unwrap();
+    assert_eq!(home.pack("").unwrap().manifest.files, first);
+}
+
+#[test]
+fn pixels_are_measured_as_pixels_when_they_are_said_to_be() {
+    let home = Home::new();
+    let packed = home.pack("--image x").unwrap();
+    assert_eq!(packed.manifest.inputs[0].content, InputContent::Image);
+}
+
+#[track_caller]
+fn refused(home: &Home, more: &str, code: u8, expect: &str) {
+    let error = home.pack(more).unwrap_err();
+    assert_eq!(exit_code(&error), code, "{error:#}");
+    let text = format!("{error:#}");
+    assert!(text.contains(expect), "{text:?} does not say {expect:?}");
+    assert!(home.is_clean(), "a refused pack left something behind");
+}
+
+#[test]
+fn a_model_that_does_not_parse_is_refused() {
+    let home = Home::new();
+    let whole = testing::classifier(3, 2, 1.0);
+    home.write("model.onnx", &whole[..whole.len() / 2]);
+    refused(&home, "", REFUSED, "model.onnx");
+    home.write("model.onnx", b"this is not a model");
+    refused(&home, "", REFUSED, "model.onnx");
+}
+
+#[test]
+fn golden_samples_that_differ_are_refused_with_their_place() {
+    let home = Home::new();
+    home.golden(|values| values[1] += 0.25);
+    refused(&home, "--golden @golden", REFUSED, "golden sample 0, output \"y\": element 1 is");
+    // A person may say that this much is fine.
+    assert!(home.pack("--golden @golden --tolerance-absolute 0.3").is_ok());
+}
+
+#[test]
+fn golden_folders_that_do_not_fit_are_refused() {
+    let home = Home::new();
+    home.write("golden/readme", b"");
+    refused(&home, "--golden @golden", USAGE, "no test_data_set_0/input_0.pb");
+    home.golden(|_| ());
+    home.write("golden/test_data_set_0/input_2.pb", b"");
+    refused(&home, "--golden @golden", REFUSED, "no input_1.pb");
+    std::fs::remove_file(home.path().join("golden/test_data_set_0/input_2.pb")).unwrap();
+    std::fs::remove_file(home.path().join("golden/test_data_set_0/output_0.pb")).unwrap();
+    refused(&home, "--golden @golden", REFUSED, "0 output(s); the model has 1 and 1");
+}
+
+#[test]
+fn a_reference_that_does_not_fit_the_model_is_refused() {
+    let home = Home::new();
+    home.write("ref.csv", b"a,b,c,target\n1,2,3,4\n");
+    refused(&home, "--reference @ref.csv", REFUSED, "has 4 columns, a row of the model's inputs has 3");
+}
+
+#[test]
+fn flags_that_name_what_is_not_there_are_wrong_usage() {
+    let home = Home::new();
+    refused(&home, "--labels a,b,c", USAGE, "no output scores 3: y [-1, 2]");
+    refused(&home, "--image pixels", USAGE, "it has x");
+    refused(&home, "--pre-scale pixels=2", USAGE, "it has x");
+    home.write("out/precious", b"");
+    let error = home.pack("").unwrap_err();
+    assert!(exit_code(&error) == USAGE && home.path().join("out/precious").exists(), "{error:#}");
+}
+
+#[test]
+fn a_scale_is_a_factor_and_an_offset() {
+    let expect = Step::Scale { tensor: "x".into(), factor: 0.5, offset: -1.0 };
+    assert_eq!(scale("x=0.5,-1"), Ok(expect));
+    assert!(scale("x=a").is_err() && scale("x").is_err() && scale("x=inf").is_err());
+}

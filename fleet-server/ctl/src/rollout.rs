@@ -1,0 +1,216 @@
+//! `plimsoll rollout`: bring a model version to the fleet, stage by stage.
+
+mod spec;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use plimsoll_protocol::api::{RolloutAction, RolloutInfo, RolloutStatus, StageInfo};
+use plimsoll_protocol::ids::RolloutId;
+
+use crate::api::Api;
+use crate::failure::Refused;
+use crate::output::{Screen, table};
+use crate::time::utc;
+pub use spec::Start;
+
+/// A decision is taken a few times a minute at most; a person notices a second.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+
+/// `plimsoll rollout …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a rollout of a published version
+    Start(Box<Start>),
+    /// Where a rollout stands, and why
+    Status(Status),
+    /// List rollouts
+    List,
+    /// Give the version to nobody else until resumed
+    Pause(Act),
+    /// Go on after a pause
+    Resume(Act),
+    /// End the rollout; devices keep what they run
+    Abort(Act),
+    /// Let the stage start that waits for a person
+    Approve(Act),
+}
+
+/// `plimsoll rollout status ID`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The rollout.
+    id: RolloutId,
+    /// Print every decision until the rollout ends. Exit code 0 when it completed, 3 when it was rolled back.
+    #[arg(long)]
+    follow: bool,
+}
+
+/// Something a person does to a rollout.
+#[derive(Debug, Args)]
+pub struct Act {
+    /// The rollout.
+    id: RolloutId,
+    /// Why, for the history.
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+/// Dispatch.
+pub async fn run(command: Command, api: &Api, screen: &Screen) -> Result<()> {
+    match command {
+        Command::Start(start) => {
+            let info: RolloutInfo = api.post("rollouts", &start.spec()?).await?;
+            screen.show(&info, || {
+                format!("{}\n\nFollow it: plimsoll rollout status {} --follow", describe(&info), info.id)
+            })
+        }
+        Command::Status(args) if args.follow => follow(&args.id, api, screen).await,
+        Command::Status(args) => {
+            let info: RolloutInfo = api.get(&format!("rollouts/{}", args.id)).await?;
+            screen.show(&info, || describe(&info))
+        }
+        Command::List => {
+            let rollouts: Vec<RolloutInfo> = api.get("rollouts").await?;
+            screen.show(&rollouts, || list(&rollouts))
+        }
+        Command::Pause(act) => act.send("pause", api, screen).await,
+        Command::Resume(act) => act.send("resume", api, screen).await,
+        Command::Abort(act) => act.send("abort", api, screen).await,
+        Command::Approve(act) => act.send("approve", api, screen).await,
+    }
+}
+
+impl Act {
+    async fn send(self, verb: &str, api: &Api, screen: &Screen) -> Result<()> {
+        api.act(&format!("rollouts/{}/{verb}", self.id), &RolloutAction { reason: self.reason }).await?;
+        let info: RolloutInfo = api.get(&format!("rollouts/{}", self.id)).await?;
+        screen.show(&info, || describe(&info))
+    }
+}
+
+/// Prints each new decision (as JSON: the whole rollout whenever it changed) until the end.
+async fn follow(id: &RolloutId, api: &Api, screen: &Screen) -> Result<()> {
+    let mut said = 0;
+    let mut last = None;
+    loop {
+        let info: RolloutInfo = api.get(&format!("rollouts/{id}")).await?;
+        if screen.is_json() {
+            let line = serde_json::to_string(&info)?;
+            if last.as_ref() != Some(&line) {
+                screen.show(&info, String::new)?;
+                last = Some(line);
+            }
+        } else {
+            for decision in info.history.iter().skip(said) {
+                screen.show(&(), || format!("{}  {}", utc(decision.at_ms), decision.text))?;
+            }
+        }
+        said = info.history.len();
+        if info.status.is_end() {
+            return ended(&info, screen);
+        }
+        tokio::time::sleep(FOLLOW_EVERY).await;
+    }
+}
+
+fn ended(info: &RolloutInfo, screen: &Screen) -> Result<()> {
+    if !screen.is_json() {
+        screen.show(&(), || describe(info))?;
+    }
+    match info.status {
+        RolloutStatus::Completed => Ok(()),
+        RolloutStatus::RolledBack => {
+            bail!(Refused(format!("rollout {} was rolled back: {}", info.id, info.reason)))
+        }
+        other => bail!("rollout {} is {}: {}", info.id, words(other), info.reason),
+    }
+}
+
+fn words(status: RolloutStatus) -> &'static str {
+    match status {
+        RolloutStatus::Running => "running",
+        RolloutStatus::WaitingForApproval => "waiting for approval",
+        RolloutStatus::Paused => "paused",
+        RolloutStatus::RollingBack => "rolling back",
+        RolloutStatus::RolledBack => "rolled back",
+        RolloutStatus::Completed => "completed",
+        RolloutStatus::Aborted => "aborted",
+        RolloutStatus::Superseded => "superseded",
+    }
+}
+
+fn describe(info: &RolloutInfo) -> String {
+    let head = format!(
+        "Rollout {}: {} {} is {}\n{}\n",
+        info.id,
+        info.spec.model,
+        info.spec.version,
+        words(info.status),
+        info.reason
+    );
+    let rows: Vec<_> = info.stages.iter().map(stage).collect();
+    format!(
+        "{head}\n{}",
+        table(
+            &["STAGE", "STATE", "DEVICES", "WELL", "FAILED", "SILENT", "BUSY", "CANNOT", "WAITS FOR"],
+            &rows
+        )
+    )
+}
+
+fn stage(s: &StageInfo) -> Vec<String> {
+    let mut cells = vec![s.name.clone(), s.state.clone()];
+    cells.extend(
+        [s.devices, s.active, s.failed, s.silent, s.in_progress, s.not_applicable].map(|n| n.to_string()),
+    );
+    cells.push(s.waiting_for.clone().unwrap_or_default());
+    cells
+}
+
+fn list(rollouts: &[RolloutInfo]) -> String {
+    if rollouts.is_empty() {
+        return "No rollout yet: `plimsoll rollout start` begins one.".into();
+    }
+    let rows = rollouts.iter().map(|r| {
+        let version = format!("{} {}", r.spec.model, r.spec.version);
+        vec![r.id.to_string(), version, words(r.status).into(), utc(r.started_ms), r.reason.clone()]
+    });
+    table(&["ROLLOUT", "VERSION", "STATUS", "STARTED (UTC)", "WHY"], &rows.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Form;
+
+    fn info(status: &str) -> RolloutInfo {
+        serde_json::from_value(serde_json::json!({
+            "id": "r-1", "digest": "00".repeat(32), "status": status, "reason": "2 of 2 devices are well",
+            "spec": {"model": "meter", "version": "1.1.0", "stages": [{"size": "2"}, {"size": "100%"}]},
+            "started_ms": 1_800_000_000_000_i64, "ended_ms": null, "history": [],
+            "stages": [{"name": "canary", "devices": 2, "ordered": 2, "active": 2, "failed": 0, "not_applicable": 0,
+                        "silent": 0, "in_progress": 0, "state": "soaking", "waiting_for": "3 s of stage wait"}]
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_rollout_is_told_in_words_and_counts() {
+        let text = describe(&info("running"));
+        assert!(text.starts_with("Rollout r-1: meter 1.1.0 is running\n2 of 2 devices are well\n"), "{text}");
+        assert!(text.contains("canary  soaking  2        2     0"), "{text}");
+        assert!(text.ends_with("3 s of stage wait"), "{text}");
+    }
+
+    #[test]
+    fn the_exit_code_of_following_says_how_it_ended() {
+        let screen = Screen::new(Form::Json);
+        assert!(ended(&info("completed"), &screen).is_ok());
+        for (status, expect) in [("rolled_back", 3), ("aborted", 1), ("superseded", 1)] {
+            let error = ended(&info(status), &screen).unwrap_err();
+            assert_eq!(crate::failure::exit_code(&error), expect, "{status}");
+        }
+    }
+}
