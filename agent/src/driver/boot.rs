@@ -1,5 +1,7 @@
 //! From a state folder to a driver: open what survived, decide what to do first.
 
+use std::path::PathBuf;
+
 use plimsoll_agent_core::{Core, Ctx, Outcome, Persistent};
 use plimsoll_protocol::Incarnation;
 use plimsoll_protocol::wire::v1::Severity;
@@ -73,7 +75,11 @@ impl Keeper {
 }
 
 /// Opens everything. The outcome is the core's first decision, not yet committed.
-pub(super) fn boot(settings: Settings, done: mpsc::Sender<Done>) -> Result<(Driver, Outcome), BootError> {
+pub(super) fn boot(
+    settings: Settings,
+    program: PathBuf,
+    done: mpsc::Sender<Done>,
+) -> Result<(Driver, Outcome), BootError> {
     let state = settings.state_dir.clone();
     files::create_private_dir(&state)?;
     let (anchor, found) = Anchor::open(&state)?;
@@ -133,6 +139,7 @@ pub(super) fn boot(settings: Settings, done: mpsc::Sender<Done>) -> Result<(Driv
         child_rss: 0,
         windows: Windows::open(&state),
         done,
+        program,
         tasks: Default::default(),
         sampler: Sampler::new(),
         wake_ms: None,

@@ -27,9 +27,9 @@ impl Driver {
                 self.spawn(model, digest, async move { Done::plain(work::stage(slots, digest).await) });
             }
             Effect::SelfTest { model, digest } => {
-                let dir = self.slots.dir(digest);
+                let (program, dir) = (self.program.clone(), self.slots.dir(digest));
                 self.spawn(model, digest, async move {
-                    let what = selftest::run(&work::own_program(), &dir, selftest::LIMIT).await;
+                    let what = selftest::run(&program, &dir, selftest::LIMIT).await;
                     Done::plain(what)
                 });
             }

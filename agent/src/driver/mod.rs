@@ -21,12 +21,17 @@ mod effects;
 mod hear;
 mod reports;
 mod selftest;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod timer;
 mod windows;
 mod work;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +75,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// All state of a running agent.
 struct Driver {
     settings: Settings,
+    /// This program, for its children.
+    program: PathBuf,
     clock: Clock,
     stamp: Stamp,
     identity: Option<Identity>,
@@ -108,7 +115,7 @@ struct Driver {
 /// Runs the agent until it is told to stop.
 pub async fn run(settings: Settings) -> Result<(), BootError> {
     let (send_work, mut work) = mpsc::channel(MAILBOX);
-    let (mut driver, first) = boot::boot(settings, send_work)?;
+    let (mut driver, first) = boot::boot(settings, work::own_program(), send_work)?;
     let (send_ask, mut asks) = mpsc::channel(MAILBOX);
     let socket = control::listen(&driver.settings.state_dir).map_err(BootError::Socket)?;
     tokio::spawn(control::serve(socket, send_ask));
@@ -251,7 +258,7 @@ impl Driver {
 
     fn spawn_serve(&self) -> child::Spawn {
         child::Spawn {
-            program: work::own_program(),
+            program: self.program.clone(),
             args: vec!["serve".into()],
             log: self.settings.log.clone(),
             configure: Order::Configure {

@@ -63,8 +63,9 @@ impl HttpSource {
     /// A small document whole, or `None` for "there is none".
     pub async fn document(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, FetchError> {
         let url = format!("{}{path}", self.base);
-        let network =
-            |e: reqwest::Error| FetchError::transient("fetch.network", format!("{url}: {}", causes(&e)));
+        let network = |e: reqwest::Error| {
+            FetchError::transient("fetch.network", format!("{url}: {}", causes(&e.without_url())))
+        };
         let mut response = self.client.get(&url).send().await.map_err(network)?;
         match response.status().as_u16() {
             200 => {}
@@ -129,8 +130,9 @@ impl HttpSource {
             let etag = format!("\"{digest}\"");
             request = request.header(header::RANGE, format!("bytes={have}-")).header(header::IF_RANGE, etag);
         }
-        let network =
-            |e: reqwest::Error| FetchError::transient("fetch.network", format!("{url}: {}", causes(&e)));
+        let network = |e: reqwest::Error| {
+            FetchError::transient("fetch.network", format!("{url}: {}", causes(&e.without_url())))
+        };
         let mut response = request.send().await.map_err(network)?;
         let from = match judge(reply(&response), have, size) {
             Verdict::Append => have,

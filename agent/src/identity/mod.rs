@@ -106,7 +106,7 @@ impl Identity {
     }
 
     /// Writes the enrolment with its trust root. `identity.json` comes last: without it nothing was enrolled.
-    fn store(&self, state: &Path, tuf_root: &serde_json::Value) -> Result<(), IdentityError> {
+    pub(crate) fn store(&self, state: &Path, tuf_root: &serde_json::Value) -> Result<(), IdentityError> {
         let tuf = state.join("tuf");
         files::create_private_dir(&tuf)?;
         // Metadata of an earlier enrolment belongs to another repository: it must not meet the new root.
