@@ -126,9 +126,9 @@ impl TractEngine {
         }
         let mut model = parsed.model;
         name_unknown_dimensions(&mut model).map_err(unsupported)?;
-        let declared = declared(&model, &document)?;
+        let declared_outputs = document.declared_outputs();
         let mut description = Description {
-            inputs: declared.0,
+            inputs: declared_inputs(&model, &document.input_names)?,
             outputs: Vec::new(),
             opsets: document.opsets,
             operators: document.operators,
@@ -149,7 +149,7 @@ impl TractEngine {
             Err(why) => {
                 // The second way must work for at least one batch, or the first reason stands.
                 let kept = Mutex::new(Vec::new());
-                description.outputs = declared.1.ok_or_else(|| RuntimeError::Unsupported(why.to_string()))?;
+                description.outputs = declared_outputs.ok_or_else(|| RuntimeError::Unsupported(why.to_string()))?;
                 let this = Self { description, plans: Plans::PerShape { model: Box::new(unanalysed), kept } };
                 if this.runs_with(1) || this.runs_with(2) { Ok(this) } else { Err(why) }
             }
@@ -261,24 +261,17 @@ fn refuse_huge_tensors(model: &InferenceModel) -> Result<(), RuntimeError> {
     Ok(())
 }
 
-/// Inputs as the file and the names given to its open dimensions say; outputs as the file says, when it says all.
-#[allow(clippy::type_complexity)] // two lists, read once
-fn declared(
-    model: &InferenceModel,
-    document: &Document,
-) -> Result<(Vec<TensorInfo>, Option<Vec<TensorInfo>>), RuntimeError> {
+/// Inputs as the file declares them, after its open dimensions got names.
+fn declared_inputs(model: &InferenceModel, names: &[String]) -> Result<Vec<TensorInfo>, RuntimeError> {
     let info = |(at, name): (usize, &String)| {
         let fact = model.input_fact(at).map_err(unsupported)?;
         let kind = fact.datum_type.concretize();
-        let kind =
-            kind.ok_or_else(|| RuntimeError::Unsupported(format!("input {name:?} has no datatype")))?;
+        let kind = kind.ok_or_else(|| RuntimeError::Unsupported(format!("input {name:?} has no datatype")))?;
         let datatype = our_datum_type(kind).map_err(RuntimeError::Unsupported)?;
         let size = |d: &DimFact| d.concretize().and_then(|d| d.to_i64().ok()).unwrap_or(-1);
         Ok(TensorInfo { name: name.clone(), datatype, shape: fact.shape.dims().map(size).collect() })
     };
-    let inputs =
-        document.input_names.iter().enumerate().map(info).collect::<Result<Vec<_>, RuntimeError>>()?;
-    Ok((inputs, document.declared_outputs()))
+    names.iter().enumerate().map(info).collect()
 }
 
 /// One plan for all shapes and what it gives, proven by one run on zeros with every variable dimension 1.

@@ -13,6 +13,7 @@ use plimsoll_protocol::drift::signal::{ClassSignal, IMAGE_STATISTICS, ImageSigna
 use plimsoll_protocol::drift::{Baseline, Cell, Column, FitError, MAX_FEATURES, Order, Source};
 
 use crate::error::RuntimeError;
+use crate::golden::Exchange;
 use crate::tensor::Tensor;
 
 /// Most columns of an input whose columns have no names: beyond, nobody could read the report, and pixels or
@@ -317,7 +318,7 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
 /// out: there is nothing to compare it with. `None` when nothing at all can be measured.
 pub fn fit_baseline(
     manifest: &Manifest,
-    reference: &[(Vec<Tensor>, Vec<Tensor>)],
+    reference: &[Exchange],
     order: Order,
 ) -> Result<Option<Baseline>, FitError> {
     let plans = plan(manifest);

@@ -16,6 +16,9 @@ use crate::proto::read_tensor;
 use crate::steps::{self, arg_max};
 use crate::tensor::{Data, Tensor, f16_bits};
 
+/// What was asked of a model, and what it answered: inputs and outputs in the manifest's order.
+pub type Exchange = (Vec<Tensor>, Vec<Tensor>);
+
 /// What a self-test found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SelfTestReport {
@@ -142,7 +145,7 @@ pub fn self_test(
 }
 
 /// Reads the tensors of one golden sample: inputs and expected outputs.
-pub fn read_sample(dir: &Path, sample: &GoldenSample) -> Result<(Vec<Tensor>, Vec<Tensor>), RuntimeError> {
+pub fn read_sample(dir: &Path, sample: &GoldenSample) -> Result<Exchange, RuntimeError> {
     let read = |paths: &[plimsoll_protocol::bundle::SafePath]| {
         paths.iter().map(|p| read_tensor(&dir.join(p.as_str())).map(|(_, tensor)| tensor)).collect()
     };
@@ -232,7 +235,7 @@ pub fn record_golden(
     model: &Model,
     samples: u32,
     seed: u64,
-) -> Result<Vec<(Vec<Tensor>, Vec<Tensor>)>, RuntimeError> {
+) -> Result<Vec<Exchange>, RuntimeError> {
     let mut random = SplitMix(seed);
     (0..samples)
         .map(|_| {

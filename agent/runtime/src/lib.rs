@@ -28,7 +28,7 @@ pub use engine::{
     Description, Engine, PLANS_KEPT, Runtime, TensorInfo, TractRuntime, describe, describe_bytes,
 };
 pub use error::{RuntimeError, TensorError};
-pub use golden::{Difference, Mismatch, SelfTestReport, read_sample, record_golden, self_test};
+pub use golden::{Difference, Exchange, Mismatch, SelfTestReport, read_sample, record_golden, self_test};
 pub use model::Model;
 pub use proto::{MAX_TENSOR_FILE, decode_tensor, encode_tensor, read_tensor};
 pub use steps::{arg_max, softmax};

@@ -125,7 +125,7 @@ pub fn parse_raw(body: &[u8], manifest: &Manifest) -> Result<Ask, AskError> {
     if variable > 1
         || row == 0
         || body.is_empty()
-        || body.len() % row != 0
+        || !body.len().is_multiple_of(row)
         || (variable == 0 && body.len() != row)
     {
         let shape = &spec.shape;
