@@ -8,6 +8,9 @@ use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
 use crate::turn::{Turn, Unit};
 
+/// The hold that ends when another model's trial does.
+pub(crate) const HOLD_OTHER: &str = "other";
+
 pub(crate) fn leave_waiting(unit: &mut Unit, turn: &mut Turn) {
     let Some((order, version, digest)) = unit.wanted() else {
         return;
@@ -47,6 +50,7 @@ pub(crate) fn self_test(unit: &mut Unit, turn: &mut Turn) {
         return;
     }
     tries.self_tests += 1;
+    tries.attempt = order.wanted.attempt;
     turn.next.record.spend(tries);
     unit.enter(State::Staged, Some(turn.ctx.mono_ms + SELF_TEST_DEADLINE_MS));
     turn.effect(Effect::SelfTest { model: unit.name.clone(), digest });
@@ -85,6 +89,13 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
         hold(unit, "lease", &why, turn);
         return;
     }
+    // All models share one serving process: with one version on trial at a time, its death has one suspect.
+    let other =
+        turn.next.record.models.iter().find(|(_, record)| record.at_risk()).map(|(name, _)| name.clone());
+    if let Some(other) = other.filter(|_| !rollback) {
+        hold(unit, HOLD_OTHER, &format!("a version of {other} is on trial; one at a time"), turn);
+        return;
+    }
     if !turn.next.child_up {
         hold(unit, "child", "the serving process is not up", turn);
         return;
@@ -96,6 +107,7 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
         return;
     }
     tries.activations += 1;
+    tries.attempt = order.wanted.attempt;
     turn.next.record.spend(tries);
     unit.enter(State::Activating, Some(turn.ctx.mono_ms + LOAD_DEADLINE_MS));
     turn.effect(Effect::Load { model: unit.name.clone(), version, digest });

@@ -8,12 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_protocol::wire::v1::{JobReport, RunningModel};
 use plimsoll_protocol::{Digest, Generation, ModelName};
 
+use crate::candidate::HOLD_OTHER;
 use crate::event::{Ctx, Event, ModelEvent};
 use crate::lifecycle::{Step, step};
 use crate::orders;
 use crate::outcome::{Outcome, Refused};
 use crate::record::Persistent;
-use crate::turn::{Turn, job_report};
+use crate::turn::{Turn, Unit, job_report};
+
+/// Most events kept while the disk refuses to write: a life of the child is four events a model, and what a later
+/// one says of the child makes the earlier ones worthless.
+const MAX_MISSED: usize = 64;
 
 /// The state of a device's models.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,6 +30,8 @@ pub struct Core {
     /// When the server was last heard, on the monotonic clock. Not persisted: after a restart a device hears the
     /// server once before it activates anything.
     pub(crate) heard_mono_ms: Option<u64>,
+    /// Events whose decisions could not be written, oldest first: decided again, in order, before the next one.
+    pub(crate) missed: Vec<Event>,
 }
 
 /// What a model's state needs besides the record, and may lose in a crash.
@@ -94,45 +101,81 @@ impl Core {
     /// Decides what an event means. Does not change the core; [`Outcome::commit`] does.
     pub fn decide(&self, event: Event, ctx: &Ctx) -> Outcome {
         let mut turn = Turn::new(self, *ctx);
-        match event {
-            Event::Desired(desired) => {
-                // An order is also a sign of life.
-                turn.next.heard_mono_ms = Some(ctx.mono_ms);
-                orders::accept(desired, &mut turn);
-                turn.each(|unit, turn| step(unit, Step::Tick, turn));
-            }
-            Event::Tick => turn.each(|unit, turn| step(unit, Step::Tick, turn)),
-            Event::ServerHeard => {
-                turn.next.heard_mono_ms = Some(ctx.mono_ms);
-                turn.each(|unit, turn| step(unit, Step::Tick, turn));
-            }
-            Event::Paused(paused) => {
-                turn.next.record.paused = paused;
-                turn.each(|unit, turn| step(unit, Step::Tick, turn));
-            }
-            Event::ServeStarted => {
-                turn.next.child_up = true;
-                turn.each(|unit, turn| step(unit, Step::ServeStarted, turn));
-            }
-            Event::ServeDied { reason } => {
-                // A child that never came up holds no model, so none is to blame.
-                if std::mem::replace(&mut turn.next.child_up, false) {
-                    turn.each(|unit, turn| step(unit, Step::ServeDied(reason.clone()), turn));
-                }
-            }
-            Event::RollbackAsked { model } => {
-                if !turn.with(&model, |unit, turn| step(unit, Step::RollbackAsked, turn)) {
-                    turn.refuse(unknown(&model, "rollback_asked"));
-                }
-            }
-            Event::Of { model, digest, what } => {
-                if !turn.with(&model, |unit, turn| step(unit, classify(unit, digest, what), turn)) {
-                    turn.refuse(unknown(&model, "event"));
-                }
+        for missed in std::mem::take(&mut turn.next.missed) {
+            one(missed, &mut turn);
+        }
+        one(event.clone(), &mut turn);
+        // The trial that another model waited for may have just ended.
+        turn.each(|unit, turn| match unit.volatile.told {
+            Some(HOLD_OTHER) => step(unit, Step::Tick, turn),
+            _ => Ok(()),
+        });
+        turn.finish(self, Some(event))
+    }
+
+    /// Keeps an event whose decision could not be written. Ticks and counters come again by themselves.
+    pub(crate) fn keep_for_later(&mut self, event: Event) {
+        let comes_again = matches!(
+            event,
+            Event::Tick | Event::ServerHeard | Event::Of { what: ModelEvent::TrialSample { .. }, .. }
+        );
+        if !comes_again {
+            self.missed.push(event);
+            let over = self.missed.len().saturating_sub(MAX_MISSED);
+            self.missed.drain(..over);
+        }
+    }
+}
+
+fn one(event: Event, turn: &mut Turn) {
+    let now = turn.ctx.mono_ms;
+    match event {
+        Event::Desired(desired) => {
+            turn.next.heard_mono_ms = Some(now); // an order is also a sign of life
+            orders::accept(desired, turn);
+            turn.each(tick);
+        }
+        Event::Tick => turn.each(tick),
+        Event::ServerHeard => {
+            turn.next.heard_mono_ms = Some(now);
+            turn.each(tick);
+        }
+        Event::Paused(paused) => {
+            turn.next.record.paused = paused;
+            turn.each(tick);
+        }
+        Event::ServeStarted => {
+            turn.next.child_up = true;
+            turn.each(|unit, turn| step(unit, Step::ServeStarted, turn));
+        }
+        Event::ServeDied { reason } => {
+            // What this decision has ordered for it so far has nobody to obey it.
+            turn.after.effects.retain(|e| !e.is_for_child());
+            // A child that never came up holds no model, so none is to blame.
+            if std::mem::replace(&mut turn.next.child_up, false) {
+                turn.each(|unit, turn| step(unit, Step::ServeDied(reason.clone()), turn));
             }
         }
-        turn.finish(self)
+        Event::RollbackAsked { model } => {
+            if !turn.with(&model, |unit, turn| step(unit, Step::RollbackAsked, turn)) {
+                turn.refuse(unknown(&model, "rollback_asked"));
+            }
+        }
+        Event::Of { model, digest, what } => {
+            let name = what.name();
+            if !turn.with(&model, |unit, turn| step(unit, classify(unit, digest, what), turn)) {
+                turn.refuse(unknown(&model, name));
+            }
+        }
     }
+}
+
+/// What time does to one model: its trial ends, then its state goes on.
+fn tick(unit: &mut Unit, turn: &mut Turn) -> Result<(), Refused> {
+    if unit.trial_over(turn) {
+        step(unit, Step::TrialOver, turn)?;
+    }
+    step(unit, Step::Tick, turn)
 }
 
 fn unknown(model: &ModelName, event: &'static str) -> Refused {
@@ -141,7 +184,7 @@ fn unknown(model: &ModelName, event: &'static str) -> Refused {
 }
 
 /// Whether an event is about the version that runs, the version that is on its way, or one that no longer matters.
-fn classify(unit: &crate::turn::Unit, digest: Digest, what: ModelEvent) -> Step {
+fn classify(unit: &Unit, digest: Digest, what: ModelEvent) -> Step {
     let active = unit.record.active.as_ref().is_some_and(|a| a.digest == digest);
     let candidate = unit.record.state.in_flight() && unit.record.ordered() == Some(digest);
     match what {

@@ -10,8 +10,8 @@
 //! for report in after.reports { /* into the outbox */ }
 //! ```
 //!
-//! When the record cannot be written the core stays as it was and nothing is started: the event is lost, and the
-//! deadline of the state it was meant for brings the work back. Every effect is idempotent, because a crash
+//! When the record cannot be written nothing is started and the record stays as it was; the core keeps the event and
+//! decides it again before the next one. Every effect is idempotent, because a crash
 //! between the write and the effect makes [`Core::resume`] order it again.
 //!
 //! | module | what |

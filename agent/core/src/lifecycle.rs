@@ -26,6 +26,8 @@ pub(crate) enum Step {
     Ordered(Box<Order>),
     /// Time passed, or something that a state waits for may have changed.
     Tick,
+    /// The time of the running version's trial is over.
+    TrialOver,
     /// The serving child is up and empty.
     ServeStarted,
     /// The serving child was up and died.
@@ -125,72 +127,61 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
         (S::Activating, Step::Candidate(M::LoadFailed { reason } | M::Fault { reason })) => {
             activation_broke(unit, &reason, turn);
         }
+        // Two suspects, when a newer order came during a trial: the one on trial goes, the newer one is tried again.
         (S::Activating, Step::ServeDied(reason)) => {
             unit.child_lost();
+            if !unit.trial_passed() {
+                roll_back(
+                    unit,
+                    &format!("the serving process died before it had passed its trial: {reason}"),
+                    turn,
+                );
+            }
             activation_broke(unit, &format!("the serving process died while loading it: {reason}"), turn);
         }
         (S::Activating, Step::Tick) if unit.overdue(turn) => {
             activation_broke(unit, "it did not load within its deadline", turn);
         }
 
-        // ---- a version on trial ----
+        // ---- the version that runs, until it has passed its trial (whatever became of the order) ----
         // Requests reach it: the trial's clock starts, and what it replaced leaves memory (not the disk).
-        (S::Probation, Step::Running(M::Serving)) => {
+        (_, Step::Running(M::Serving)) => {
             unit.serves();
             unload_others(unit, turn);
             start_trial(unit, turn);
         }
         // Counters count from the start of the trial on.
-        (S::Probation, Step::Sample { requests, failed }) => {
+        (_, Step::Sample { requests, failed }) if !unit.trial_passed() => {
             unit.volatile.trial_seen = (requests, failed);
             if unit.volatile.trial_ends.is_some() {
                 end_trial(unit, false, turn);
             }
         }
-        // The trial's time is over.
-        (S::Probation, Step::Tick) if unit.volatile.trial_ends.is_some_and(|end| end <= turn.ctx.mono_ms) => {
-            end_trial(unit, true, turn);
-        }
+        (_, Step::TrialOver) => end_trial(unit, true, turn),
         // It was loaded and yet no request ever reached it.
         (S::Probation, Step::Tick) if unit.overdue(turn) => {
             roll_back(unit, "it did not begin to serve within its deadline", turn);
         }
-        (S::Probation, Step::ServeDied(reason)) => {
+        (_, Step::ServeDied(reason)) if !unit.trial_passed() => {
             unit.child_lost();
-            roll_back(unit, &format!("the serving process died while it was on trial: {reason}"), turn);
+            roll_back(
+                unit,
+                &format!("the serving process died before it had passed its trial: {reason}"),
+                turn,
+            );
         }
-        (S::Probation, Step::Running(M::LoadFailed { reason } | M::Fault { reason })) => {
+        (_, Step::Running(M::LoadFailed { reason } | M::Fault { reason })) if !unit.trial_passed() => {
             roll_back(unit, &reason, turn);
         }
 
-        // ---- what runs, whatever becomes of the order ----
-        // A load ordered by a start of the child or a rollback ended.
+        // ---- the version that runs, proven ----
+        // A load ordered by a start of the child, or by a return to this version, ended.
         (_, Step::Running(M::Loaded)) => {
             if let Some(active) = &unit.record.active {
                 let digest = active.digest;
                 unit.volatile.loaded.insert(digest);
                 turn.effect(Effect::Serve { model: unit.name.clone(), digest });
             }
-        }
-        (_, Step::Running(M::Serving)) => {
-            unit.serves();
-            unload_others(unit, turn);
-        }
-        // A newer order came during its trial, which therefore never ended: its failures still count.
-        (_, Step::Running(M::LoadFailed { reason } | M::Fault { reason })) if !unit.trial_passed() => {
-            roll_back(unit, &reason, turn);
-        }
-        (_, Step::ServeDied(reason)) if unit.record.active.is_some() && !unit.trial_passed() => {
-            unit.child_lost();
-            roll_back(
-                unit,
-                &format!("the serving process died before it had passed a trial: {reason}"),
-                turn,
-            );
-        }
-        (_, Step::Sample { requests, failed }) if !unit.trial_passed() => {
-            unit.volatile.trial_seen = (requests, failed);
-            end_trial(unit, false, turn);
         }
         // It has served before: memory may be short, so it is loaded again before anything else is believed.
         (_, Step::Running(M::LoadFailed { reason })) => reload(unit, &reason, turn),

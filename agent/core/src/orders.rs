@@ -86,6 +86,7 @@ pub(crate) fn take(unit: &mut Unit, order: Order, turn: &mut Turn) {
     if !same {
         supersede(unit, turn);
     }
+    turn.next.record.lift(&unit.name, order.wanted.digest, order.wanted.attempt);
     unit.record.order = Some(order);
     let goes_on = same && (unit.record.state.in_flight() || unit.record.state == State::Active);
     if goes_on {
@@ -124,12 +125,6 @@ pub(crate) fn begin(unit: &mut Unit, turn: &mut Turn) {
     if unit.record.active.as_ref().is_some_and(|a| a.digest == digest) {
         resume_active(unit, turn);
         return;
-    }
-    let lifted =
-        turn.next.record.blocked(&unit.name, digest).is_some_and(|b| b.attempt < order.wanted.attempt);
-    if lifted {
-        turn.next.record.unblock(&unit.name, digest);
-        turn.next.record.forget_tries(&unit.name, digest);
     }
     if let Some(blocked) = turn.next.record.blocked(&unit.name, digest) {
         let reason = format!("{version} is blocked on this device: {}", blocked.reason);
@@ -175,7 +170,7 @@ fn resume_active(unit: &mut Unit, turn: &mut Turn) {
     let serving = unit.volatile.serving == unit.record.ordered();
     unit.enter(State::Probation, None);
     turn.report_job(unit);
-    if serving {
+    if serving && unit.volatile.trial_ends.is_none() {
         running::start_trial(unit, turn);
     }
 }

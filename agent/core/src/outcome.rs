@@ -4,6 +4,7 @@ use plimsoll_protocol::wire::v1::{self as wire, JobReport};
 use plimsoll_protocol::{Digest, Generation, ModelName};
 
 use crate::core::Core;
+use crate::event::Event;
 use crate::record::Persistent;
 
 /// Work for the shell. Idempotent: the same effect may be ordered again after a crash.
@@ -82,6 +83,13 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Whether it is an order to the serving child.
+    pub const fn is_for_child(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::Serve { .. } | Self::Unload { .. })
+    }
+}
+
 /// Something to tell the server, through the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
@@ -113,6 +121,8 @@ pub struct Outcome {
     pub(crate) next: Core,
     pub(crate) changed: bool,
     pub(crate) after: After,
+    /// What was decided on, kept by the core when the decision cannot be written.
+    pub(crate) event: Option<Event>,
 }
 
 /// What may be done once the decision is durable.
@@ -131,15 +141,21 @@ pub struct After {
 impl Outcome {
     /// Persists, then makes the decision the core's state, then hands out what to do.
     ///
-    /// `write` must return only when the record is durable; it is not called when nothing changed. On its error the
-    /// core is unchanged and nothing is to be done.
+    /// `write` must return only when the record is durable; it is not called when nothing changed. On its error
+    /// nothing is to be done and the core is what it was, but that it keeps the event and decides it again before the
+    /// next one (a tick in some seconds, say).
     pub fn commit<E>(
         self,
         core: &mut Core,
         write: impl FnOnce(&Persistent) -> Result<(), E>,
     ) -> Result<After, E> {
-        if self.changed {
-            write(self.next.record())?;
+        if self.changed
+            && let Err(error) = write(self.next.record())
+        {
+            if let Some(event) = self.event {
+                core.keep_for_later(event);
+            }
+            return Err(error);
         }
         *core = self.next;
         Ok(self.after)

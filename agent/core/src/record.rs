@@ -168,6 +168,9 @@ pub struct Tries {
     pub self_tests: u32,
     /// Activations begun: loads, and returns to a trial after a restart of the agent.
     pub activations: u32,
+    /// [`DesiredModel::attempt`] of the order they were spent under; a higher one begins a new count.
+    #[serde(default)]
+    pub attempt: u64,
 }
 
 /// A bundle that this device found bad.
@@ -184,6 +187,11 @@ pub struct Blocked {
 }
 
 impl ModelRecord {
+    /// Whether it holds a version in the serving child that has yet to prove itself.
+    pub fn at_risk(&self) -> bool {
+        self.state == State::Activating || self.active.as_ref().is_some_and(|a| !a.trial_passed)
+    }
+
     /// Digest of the order, when there is one.
     pub fn ordered(&self) -> Option<Digest> {
         self.order.as_ref().map(|o| o.wanted.digest)
@@ -210,7 +218,19 @@ impl Persistent {
     /// Tries spent on a bundle.
     pub fn tries(&self, model: &ModelName, digest: Digest) -> Tries {
         let found = self.tries.iter().find(|t| t.model == *model && t.digest == digest);
-        found.cloned().unwrap_or(Tries { model: model.clone(), digest, self_tests: 0, activations: 0 })
+        found.cloned().unwrap_or(Tries {
+            model: model.clone(),
+            digest,
+            self_tests: 0,
+            activations: 0,
+            attempt: 0,
+        })
+    }
+
+    /// Takes an order's attempt to heart: what was blocked or spent under a lower one is forgotten.
+    pub(crate) fn lift(&mut self, model: &ModelName, digest: Digest, attempt: u64) {
+        self.blocked.retain(|b| b.model != *model || b.digest != digest || b.attempt >= attempt);
+        self.tries.retain(|t| t.model != *model || t.digest != digest || t.attempt >= attempt);
     }
 
     pub(crate) fn spend(&mut self, tries: Tries) {
@@ -225,14 +245,10 @@ impl Persistent {
     }
 
     pub(crate) fn block(&mut self, blocked: Blocked) {
-        self.unblock(&blocked.model, blocked.digest);
+        self.blocked.retain(|b| b.model != blocked.model || b.digest != blocked.digest);
         self.blocked.push(blocked);
         let over = self.blocked.len().saturating_sub(MAX_BLOCKED);
         self.blocked.drain(..over);
-    }
-
-    pub(crate) fn unblock(&mut self, model: &ModelName, digest: Digest) {
-        self.blocked.retain(|b| b.model != *model || b.digest != digest);
     }
 }
 

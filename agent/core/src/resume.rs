@@ -49,6 +49,7 @@ impl Core {
         let mut turn = Turn::new(&core, *ctx);
         turn.each(|unit, turn| {
             keep_what_is_there(unit, observed, turn);
+            retry_trial(unit, turn);
             go_on(unit, observed, turn);
             turn.report_job(unit);
             Ok(())
@@ -58,7 +59,7 @@ impl Core {
         for digest in there.filter(|d| !needed.contains(*d)) {
             turn.effect(Effect::DeleteSlot { digest: *digest });
         }
-        let outcome = turn.finish(&core);
+        let outcome = turn.finish(&core, None);
         (core, outcome)
     }
 }
@@ -102,8 +103,8 @@ fn go_on(unit: &mut Unit, observed: &Observed, turn: &mut Turn) {
         // A load that was cut off was counted when it began; the next one is counted again.
         State::Activating | State::SelfTested if whole => unit.enter(State::SelfTested, None),
         State::Verified | State::Staged | State::SelfTested | State::Activating => wait(unit, turn),
-        State::Probation => retry_trial(unit, turn),
-        State::Idle
+        State::Probation
+        | State::Idle
         | State::Active
         | State::Failed { .. }
         | State::RolledBack { .. }
@@ -113,14 +114,9 @@ fn go_on(unit: &mut Unit, observed: &Observed, turn: &mut Turn) {
 
 /// The trial starts again when its version serves, for one more try: what stopped the agent may have been it.
 fn retry_trial(unit: &mut Unit, turn: &mut Turn) {
-    let Some((order, _, digest)) = unit.wanted() else {
-        return;
-    };
-    if unit.trial_passed() {
-        return; // an ordered return to a proven version: nothing to prove
-    }
-    let mut tries = turn.next.record.tries(&unit.name, digest);
-    let most = budget(&order.wanted.policy);
+    let Some(active) = unit.record.active.clone().filter(|a| !a.trial_passed) else { return };
+    let mut tries = turn.next.record.tries(&unit.name, active.digest);
+    let most = unit.record.order.as_ref().map_or(1, |o| budget(&o.wanted.policy));
     if tries.activations >= most {
         roll_back(unit, &format!("the agent was stopped {most} times while it was on trial"), turn);
         return;

@@ -9,12 +9,17 @@ use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
 use crate::turn::{Turn, Unit};
 
-/// Starts the trial's clock. A version that returned by an order to roll back has had its trial.
+/// Starts the trial's clock, once. A version that returned by an order to roll back has had its trial.
 pub(crate) fn start_trial(unit: &mut Unit, turn: &mut Turn) {
-    unit.volatile.deadline = None;
+    if unit.record.state == State::Probation {
+        unit.volatile.deadline = None;
+    }
     if unit.trial_passed() {
-        pass(unit, None, turn);
+        if unit.record.state == State::Probation {
+            pass(unit, None, turn);
+        }
     } else if unit.volatile.trial_ends.is_none() {
+        unit.volatile.trial_seen = (0, 0);
         let trial_s = unit.record.order.as_ref().map_or(0, |o| o.wanted.policy.trial_s);
         unit.volatile.trial_ends = Some(turn.ctx.mono_ms + u64::from(trial_s) * 1_000);
     }
@@ -40,6 +45,10 @@ fn pass(unit: &mut Unit, remark: Option<String>, turn: &mut Turn) {
     let digest = active.digest;
     turn.next.record.forget_tries(&unit.name, digest);
     turn.effect(Effect::MarkProven { digest, generation: turn.next.record.generation });
+    unit.volatile.trial_ends = None;
+    if unit.record.state != State::Probation {
+        return; // a newer order is under way, and reports for itself
+    }
     unit.enter(State::Active, None);
     match remark {
         Some(remark) => turn.report_job_because(unit, &remark),

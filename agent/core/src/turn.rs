@@ -4,7 +4,7 @@ use plimsoll_protocol::wire::v1::{self as wire, JobPhase, JobReport, Severity};
 use plimsoll_protocol::{Digest, ModelName};
 
 use crate::core::{Core, Volatile};
-use crate::event::Ctx;
+use crate::event::{Ctx, Event};
 use crate::outcome::{After, Effect, Outcome, Refused, Report};
 use crate::record::{Blocked, ModelRecord, Order, State, kept};
 
@@ -17,15 +17,12 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    /// Changes the state. Holds, deadlines and what was told of them belong to the state before.
+    /// Changes the state. Holds, deadlines and what was told of them belong to the state before; a trial belongs to
+    /// the version that runs, and goes on.
     pub fn enter(&mut self, state: State, deadline: Option<u64>) {
-        if state == State::Probation {
-            self.volatile.trial_seen = (0, 0);
-        }
         self.record.state = state;
         self.volatile.deadline = deadline;
         self.volatile.hold_until = None;
-        self.volatile.trial_ends = None;
         self.volatile.told = None;
     }
 
@@ -39,6 +36,10 @@ impl Unit {
     /// Whether what runs has passed its trial; nothing running has nothing to prove.
     pub fn trial_passed(&self) -> bool {
         self.record.active.as_ref().is_none_or(|a| a.trial_passed)
+    }
+
+    pub fn trial_over(&self, turn: &Turn) -> bool {
+        self.volatile.trial_ends.is_some_and(|at| at <= turn.ctx.mono_ms)
     }
 
     pub fn overdue(&self, turn: &Turn) -> bool {
@@ -159,14 +160,14 @@ impl Turn {
     }
 
     /// Ends the decision: slots that nobody needs any more are given up, and the wake-up is set.
-    pub fn finish(mut self, before: &Core) -> Outcome {
+    pub fn finish(mut self, before: &Core, event: Option<Event>) -> Outcome {
         let kept = self.next.record.slots();
         for digest in before.record.slots().difference(&kept) {
             self.after.effects.push(Effect::DeleteSlot { digest: *digest });
         }
         self.after.wake_mono_ms = self.next.next_wake_mono_ms();
         let changed = self.next.record != before.record;
-        Outcome { next: self.next, changed, after: self.after }
+        Outcome { next: self.next, changed, after: self.after, event }
     }
 }
 

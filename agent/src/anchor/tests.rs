@@ -184,8 +184,16 @@ fn the_largest_record_that_the_core_can_make_fits() {
         core.models.insert(long(c), record);
     }
     let model = long('z');
-    core.tries =
-        vec![Tries { model: model.clone(), digest, self_tests: u32::MAX, activations: u32::MAX }; MAX_TRIES];
+    core.tries = vec![
+        Tries {
+            model: model.clone(),
+            digest,
+            self_tests: u32::MAX,
+            activations: u32::MAX,
+            attempt: u64::MAX
+        };
+        MAX_TRIES
+    ];
     core.blocked = vec![Blocked { model, digest, reason, attempt: u64::MAX }; MAX_BLOCKED];
     let state = AnchorState { core, ..state(u64::MAX) };
     let bytes = encode(u64::MAX, &state).unwrap();

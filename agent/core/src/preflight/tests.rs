@@ -1,1 +1,72 @@
+use plimsoll_protocol::bundle::Manifest;
 
+use super::*;
+
+/// A bundle of 1 MB that needs 32 MB of memory, with this `requires` and these architectures of its only variant.
+fn manifest(requires: &str, variant: &str) -> Manifest {
+    let zero = "0".repeat(64);
+    let text = format!(
+        r#"{{"format":1,"model":"meter","version":"1.0.0","created":"2026-01-01T00:00:00Z",
+            "files":[{{"path":"m.onnx","size":1000000,"sha256":"{zero}"}}],
+            "variants":[{{"name":"v","entry":"m.onnx","runtime":{{"kind":"onnx","opsets":{{"":17}}}}{variant}}}],
+            "inputs":[{{"name":"x","datatype":"FP32","shape":[-1,2]}}],
+            "outputs":[{{"name":"y","datatype":"FP32","shape":[-1,1]}}],
+            "golden":{{"origin":"supplied","tolerance":{{"absolute":0.1,"relative":0.1}},
+                "samples":[{{"inputs":["m.onnx"],"outputs":["m.onnx"]}}]}},
+            "requires":{{"min_ram_bytes":32000000{requires}}}}}"#
+    );
+    Manifest::parse(text.as_bytes()).unwrap()
+}
+
+fn device() -> Device {
+    Device {
+        architecture: "aarch64".into(),
+        agent_version: semver::Version::new(0, 1, 0),
+        ram_bytes: 32_000_000,
+        disk_free_bytes: 1_000_000 + DISK_RESERVE_BYTES,
+        already_staged_bytes: 0,
+        max_opset: 17,
+    }
+}
+
+fn refused(manifest: &Manifest, device: &Device, word: &str) {
+    let why = preflight(manifest, device).unwrap_err();
+    assert!(why.contains("meter 1.0.0") && why.contains(word), "{why}");
+}
+
+#[test]
+fn a_device_that_has_just_what_is_needed_can_run_it() {
+    assert_eq!(preflight(&manifest("", ""), &device()), Ok(()));
+    let both = manifest(
+        r#","architectures":["aarch64"],"agent_version":"0.1.0""#,
+        r#","architectures":["aarch64"]"#,
+    );
+    assert_eq!(preflight(&both, &device()), Ok(()));
+}
+
+#[test]
+fn each_thing_that_is_missing_is_named() {
+    let any = manifest("", "");
+    refused(
+        &manifest(r#","architectures":["x86_64","armv7"]"#, ""),
+        &device(),
+        "armv7, x86_64; this device is aarch64",
+    );
+    refused(&manifest("", r#","architectures":["x86_64"]"#), &device(), "no variant for aarch64");
+    refused(&manifest(r#","agent_version":"0.2.0""#, ""), &device(), "needs agent 0.2.0");
+    refused(&any, &Device { ram_bytes: 31_999_999, ..device() }, "32000000 bytes of memory");
+    refused(&any, &Device { max_opset: 16, ..device() }, "operator set 17");
+    refused(
+        &any,
+        &Device { disk_free_bytes: 1_000_000 + DISK_RESERVE_BYTES - 1, ..device() },
+        "bytes of disk",
+    );
+}
+
+#[test]
+fn what_an_interrupted_fetch_has_put_there_is_not_needed_twice() {
+    let device = Device { disk_free_bytes: DISK_RESERVE_BYTES, already_staged_bytes: 1_000_000, ..device() };
+    assert_eq!(preflight(&manifest("", ""), &device), Ok(()));
+    let too_much = Device { already_staged_bytes: u64::MAX, disk_free_bytes: DISK_RESERVE_BYTES, ..device };
+    assert_eq!(preflight(&manifest("", ""), &too_much), Ok(()));
+}
