@@ -10,6 +10,7 @@
 //! clock -1h                     the clock jumps; nothing else happens
 //! obey cam-1 cam-2 | all        devices do what they were told, and it is active; `all` are those connected
 //! say failed cam-1 : reason     a job report: waiting fetching probation failed rolled_back not_applicable …
+//! runs cam-1 1.0.0              its birth says so, whatever it reported before
 //! offline cam-1, online cam-1, gone cam-1, restart, pause r1 : why, resume r1, approve r1, abort r1
 //! show r1, why r1 cam-1, devices
 //! ```
@@ -18,12 +19,13 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use plimsoll_fleet_core::act::Action;
+use plimsoll_fleet_core::view::Running;
 use plimsoll_fleet_core::{Plan, act, fleet, summary};
 use plimsoll_protocol::DeviceId;
 use plimsoll_protocol::api::OnBreach;
 use plimsoll_protocol::wire::v1::JobPhase;
 
-use super::world::{START_MS, World, device, spec};
+use super::world::{START_MS, World, bundle, device, model, spec};
 
 /// The order of devices in every script.
 const SEED: u64 = 7;
@@ -102,6 +104,11 @@ impl Stage {
                 for name in self.named(rest) {
                     self.world.devices.remove(&name);
                 }
+            }
+            "runs" => {
+                let (name, version) = rest.split_once(' ').unwrap();
+                let running = Running { bundle: bundle(version), trial_passed: true };
+                self.world.devices.get_mut(&device(name)).unwrap().running.insert(model(), running);
             }
             "restart" => self.world.restart(),
             "pause" => self.act(rest, Action::Pause),
