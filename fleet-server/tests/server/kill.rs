@@ -48,6 +48,7 @@ async fn serve(dir: &std::path::Path) -> Program {
 #[tokio::test]
 async fn what_was_answered_survives_kill_minus_nine_again_and_again() {
     let dir = tempfile::tempdir().unwrap();
+    let _ = rustls::crypto::ring::default_provider().install_default(); // Err: another test of this process did
     let client = Client::builder().no_proxy().build().unwrap();
     let mut made = 0;
     for _ in 0..3 {

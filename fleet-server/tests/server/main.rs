@@ -1,5 +1,7 @@
 //! The server as its users meet it: real sockets, real TLS, real MQTT, a state folder of its own.
 
+#![allow(clippy::unwrap_used)] // a test program: also in its helpers, an unwrap is an assertion
+
 mod blobs;
 mod cam;
 mod enrolment;

@@ -73,3 +73,34 @@ async fn a_revoked_device_loses_its_connection() {
     online(false).await;
     assert_eq!(rig.get("/devices/cam-1").await["revoked"], true);
 }
+
+#[tokio::test]
+async fn mqtt_is_spoken_on_the_https_port_too() {
+    let rig = Rig::start().await;
+    Publisher::new().init(&rig).await;
+    let device = rig.enrol(&rig.join_token(1, 5).await, "cam-1").await;
+    let mut cam = Cam::connect_by_alpn(&rig, &device);
+    cam.publish(Up::Event, event(1, "through the wall")).await;
+    cam.until("the acknowledgement", |m| m.acks.first().cloned()).await;
+    assert_eq!(events(&rig, "lens.dirty").await[0]["device"], "cam-1");
+}
+
+#[tokio::test]
+async fn the_live_stream_tells_what_happens() {
+    let (rig, mut cam) = rig_with_cam().await;
+    let mut stream = rig.call(reqwest::Method::GET, "/events/stream").send().await.unwrap();
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    cam.publish(Up::Event, event(1, "seen live")).await;
+    cam.until("the acknowledgement", |m| m.acks.first().cloned()).await;
+    let heard = async {
+        let mut text = String::new();
+        while !(text.contains("seen live") && text.contains("event: change")) {
+            text.push_str(&String::from_utf8_lossy(&stream.chunk().await.unwrap().unwrap()));
+        }
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, heard).await.expect("the stream did not tell");
+    // A stream that stands does not keep the server from stopping.
+    let mut rig = rig;
+    let stopped = rig.server.take().unwrap().stop();
+    tokio::time::timeout(crate::rig::PATIENCE, stopped).await.expect("the server did not stop");
+}

@@ -27,8 +27,34 @@ const SIGNED_IN_S: u32 = 12 * 3600;
 const LOGIN_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; \
      form-action 'self'; frame-ancestors 'none'";
 
-/// A page or its refusal, as a browser shows it.
-type Page = Result<Response, Response>;
+/// A page, or why a browser is shown something else.
+type Page = Result<Response, Instead>;
+
+/// What a browser is shown instead of the page that it asked for.
+pub enum Instead {
+    /// The problem as it is.
+    Failed(Failure),
+    /// The form that takes a token.
+    SignIn,
+    /// A page that says what is missing.
+    Missing(Markup),
+}
+
+impl From<Failure> for Instead {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl IntoResponse for Instead {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Failed(failure) => failure.into_response(),
+            Self::SignIn => Redirect::to("/login").into_response(),
+            Self::Missing(markup) => (StatusCode::NOT_FOUND, page(markup)).into_response(),
+        }
+    }
+}
 
 fn page(markup: Markup) -> Response {
     with_policy(Html(markup.into_string()).into_response(), web::CONTENT_SECURITY_POLICY)
@@ -44,24 +70,16 @@ fn with_policy(mut response: Response, policy: &'static str) -> Response {
 }
 
 /// A browser without a token is sent to the form.
-fn admitted(reader: Result<Reader, Failure>) -> Result<(), Response> {
-    reader.map(|_| ()).map_err(|_| Redirect::to("/login").into_response())
+fn admitted(reader: Result<Reader, Failure>) -> Result<(), Instead> {
+    reader.map(|_| ()).map_err(|_| Instead::SignIn)
 }
 
-fn failed(failure: Failure) -> Response {
-    failure.into_response()
-}
-
-async fn events(app: &App, limit: usize) -> Result<Vec<EventInfo>, Response> {
-    app.store.events(None, limit).await.map_err(|e| failed(e.into()))
-}
-
-fn server(app: &App) -> Result<ServerInfo, Response> {
-    server_info(app).map_err(failed)
+async fn events(app: &App, limit: usize) -> Answer<Vec<EventInfo>> {
+    Ok(app.store.events(None, limit).await?)
 }
 
 async fn fleet_markup(app: &App, render: fn(&FleetPage) -> Markup) -> Page {
-    let server = server(app)?;
+    let server = server_info(app)?;
     let devices = devices::infos(app).await;
     let rollouts = app.book.lock().await.infos(app);
     let (models, events) = (publish::versions(app), events(app, EVENTS).await?);
@@ -88,7 +106,7 @@ pub async fn fleet_fragment(State(app): State<Arc<App>>, _: Reader) -> Page {
 }
 
 async fn device_markup(app: &App, name: &str, render: fn(&DevicePage) -> Markup) -> Page {
-    let server = server(app)?;
+    let server = server_info(app)?;
     let id = DeviceId::new(name).ok();
     let found: Option<DeviceInfo> =
         devices::infos(app).await.into_iter().find(|d| Some(&d.device) == id.as_ref());
@@ -107,8 +125,8 @@ async fn device_markup(app: &App, name: &str, render: fn(&DevicePage) -> Markup)
     Ok(page(render(&values)))
 }
 
-fn missing(server: &ServerInfo, what: &str) -> Response {
-    (StatusCode::NOT_FOUND, page(web::not_found_page(server, what))).into_response()
+fn missing(server: &ServerInfo, what: &str) -> Instead {
+    Instead::Missing(web::not_found_page(server, what))
 }
 
 /// `GET /devices/{device}`.
@@ -127,7 +145,7 @@ pub async fn device_fragment(State(app): State<Arc<App>>, _: Reader, Path(name):
 }
 
 async fn rollout_markup(app: &App, name: &str, render: fn(&RolloutPage) -> Markup) -> Page {
-    let server = server(app)?;
+    let server = server_info(app)?;
     let book = app.book.lock().await;
     let known = RolloutId::new(name).ok().and_then(|id| Some((book.info(app, &id)?, book.members(&id))));
     drop(book);

@@ -103,7 +103,7 @@ async fn a_clean_store_is_not_looked_at_by_a_child_and_an_unclean_one_is() {
 async fn many_writers_share_commits_and_all_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let store = std::sync::Arc::new(Embedded::open(dir.path()).unwrap());
-    let writers = (0..200).map(|n| {
+    let writers = (1..=200).map(|n| {
         let store = std::sync::Arc::clone(&store);
         tokio::spawn(
             async move { store.commit_reports(vec![report("a", n, ReportBody::Seen)]).await.unwrap() },
@@ -114,6 +114,6 @@ async fn many_writers_share_commits_and_all_are_kept() {
     }
     drop(store);
     let store = Embedded::open(dir.path()).unwrap();
-    let again = (0..200).map(|n| report("a", n, ReportBody::Seen)).collect();
+    let again = (1..=200).map(|n| report("a", n, ReportBody::Seen)).collect();
     assert!(store.commit_reports(again).await.unwrap().iter().all(|o| *o == Outcome::Duplicate));
 }
