@@ -1,6 +1,8 @@
 //! The real program against a server of two tables: blobs, and the trust repository that checks uploads with the
 //! code of the devices. What a newcomer does: init, pack, publish, verify; and what must be refused on the way.
 
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is an assertion, in its helpers too")]
+
 mod server;
 
 use std::path::Path;

@@ -8,8 +8,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use plimsoll_protocol::Digest;
-use plimsoll_protocol::trust::repository::{Online, Repository};
 use plimsoll_protocol::trust::KeyPair;
+use plimsoll_protocol::trust::repository::{Online, Repository};
 use serde_json::{Value, json};
 
 /// What the server lets in.
@@ -113,7 +113,8 @@ fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> s
 }
 
 fn answer(method: &str, path: &str, body: &[u8], state: &mut State) -> (u16, Value) {
-    let problem = |status: u16, detail: String| (status, json!({ "type": "test", "status": status, "detail": detail }));
+    let problem =
+        |status: u16, detail: String| (status, json!({ "type": "test", "status": status, "detail": detail }));
     match (method, path.strip_prefix("/api/v1/").unwrap_or(path)) {
         ("GET", "trust") => {
             let mut trust = state.repository.state(&online());
@@ -124,7 +125,8 @@ fn answer(method: &str, path: &str, body: &[u8], state: &mut State) -> (u16, Val
             let upload = serde_json::from_slice(body).unwrap();
             match state.repository.propose(&upload, &online(), jiff::Timestamp::now().as_second()) {
                 Ok(change) => {
-                    let missing = change.listed.iter().find(|t| !state.blobs.contains(&t.sha256().to_string()));
+                    let missing =
+                        change.listed.iter().find(|t| !state.blobs.contains(&t.sha256().to_string()));
                     if let Some(target) = missing {
                         return problem(422, format!("{} has no blob", target.path()));
                     }

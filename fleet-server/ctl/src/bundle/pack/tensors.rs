@@ -45,10 +45,9 @@ pub fn batches(manifest: &Manifest, rows: &[Vec<f64>]) -> Result<Vec<Vec<Tensor>
 
 fn tensor(spec: &InputSpec, rows: usize, values: Vec<f64>) -> Result<Tensor, String> {
     let mut shape: Vec<usize> = spec.shape.iter().map(|d| usize::try_from(*d).unwrap_or(1)).collect();
-    if spec.shape.len() > 1 || spec.shape == [-1] {
-        if let Some(first) = shape.first_mut() {
-            *first = rows;
-        }
+    let by_row = spec.shape.len() > 1 || spec.shape == [-1];
+    if let Some(first) = shape.first_mut().filter(|_| by_row) {
+        *first = rows;
     }
     macro_rules! integers {
         ($kind:ident, $type:ty) => {
