@@ -1,6 +1,8 @@
 //! The real program, with a model in its slot and nobody to talk to: no server, no enrolment, no network. What ran
 //! must run again, whatever ended the program.
 
+#![allow(clippy::unwrap_used)] // a test's unwrap is an assertion, in its helpers too
+
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
