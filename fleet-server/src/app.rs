@@ -113,7 +113,7 @@ impl App {
         detail: String,
     ) -> Result<(), StoreError> {
         let at_ms: UnixMillis = clock::now_ms();
-        tracing::info!(audit.who = %who, audit.action = %action, audit.object = %object, "{detail}");
+        tracing::info!(audit.who = %who, audit.action = %action, audit.object = %object, audit.detail = %detail, "audit");
         self.store.audit(NewAudit { at_ms, who: who.into(), action: action.into(), object, detail }).await
     }
 }

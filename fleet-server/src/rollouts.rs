@@ -3,6 +3,7 @@
 //! The book's lock is held while something is decided and committed, so that ticks and people never plan from the
 //! same state; the store refuses a plan from an old epoch anyway.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -137,11 +138,12 @@ impl Book {
     /// Persist, then act: the plans and every desired document that follows from them in one write, then memory,
     /// then the devices.
     async fn commit(&mut self, app: &App, plans: Vec<Plan>, now: UnixMillis) -> Result<bool, BookError> {
-        let mut next = self.rollouts.clone();
+        // Copied only when something changes: a quiet tick must not cost what a large fleet's members weigh.
+        let mut next = Cow::Borrowed(self.rollouts.as_slice());
         let mut write = PlanWrite::default();
         for plan in &plans {
             let id = &plan.next.id;
-            let Some(rollout) = next.iter_mut().find(|r| r.state.id == *id) else { continue };
+            let Some(rollout) = next.to_mut().iter_mut().find(|r| r.state.id == *id) else { continue };
             if plan.next != rollout.state {
                 write.rollouts.push(plan.next.clone());
             }
@@ -158,9 +160,15 @@ impl Book {
         if plans.is_empty() && write.desired.is_empty() {
             return Ok(false);
         }
+        let next = match next {
+            Cow::Owned(next) => Some(next),
+            Cow::Borrowed(_) => None,
+        };
         let (orders, decisions) = (write.desired.clone(), write.decisions.clone());
         app.store.commit_plan(write).await?;
-        self.rollouts = next;
+        if let Some(next) = next {
+            self.rollouts = next;
+        }
         for (id, decision) in decisions {
             self.history.entry(id).or_default().push(decision);
         }

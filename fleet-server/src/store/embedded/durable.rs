@@ -7,8 +7,8 @@
 //! 2. at creation `conf`, the directory and its parent are fsynced;
 //! 3. after every `flush`, `db` is fsynced through a descriptor of our own; sled's timed flushing is off;
 //! 4. one tree, keys with prefixes, `apply_batch` only: it is atomic within one tree and nowhere else;
-//! 5. a value has at most [`MAX_VALUE`] bytes: bigger pages would become files that sled never syncs. Longer ones
-//!    are cut into chunks under the same batch;
+//! 5. a value has at most [`chunks::MAX_VALUE`] bytes: bigger pages would become files that sled never syncs.
+//!    Longer ones are cut into chunks under the same batch;
 //! 6. the cache is bounded (sled's default is 1 GiB);
 //! 7. panics unwind, so that a panic of sled while it opens is an error here; after an unclean stop the caller
 //!    opens in a child process first (see [`super::probe`]);
@@ -20,32 +20,23 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use plimsoll_protocol::Digest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
+use super::chunks;
 use crate::store::{Reply, StoreError};
 
-/// Rule 5. Sixteen entries of a leaf page stay far below the 128 KiB beyond which sled writes unsynced files.
-pub const MAX_VALUE: usize = 4 * 1024 - 64;
 /// Rule 6. 64 MiB hold the working set of about 10,000 devices at ~5 KiB each.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
-/// Jobs that may wait for the writer: two full ingest batches and as many operators as fit in a room. A full queue
-/// makes callers wait, which is the back-pressure that reaches the devices.
+/// Jobs that may wait for the writer: two groups. The ingest has one job at a time in it, the rest are people. A full
+/// queue makes callers wait, which is the back-pressure that reaches them.
 const QUEUE: usize = 256;
 /// Jobs of one group commit. One fsync costs 1 to 10 ms: 128 jobs a group are more than 10,000 commits a second.
 const GROUP: usize = 128;
 
 /// A file beside sled's that says that the last writer ended in order.
 pub const CLEAN_MARKER: &str = "clean";
-
-/// Marks a value that is cut: the marker, then the number of chunks and the digest of the whole.
-const CHUNKED: u8 = 0x01;
-/// Marks a value that is whole.
-const WHOLE: u8 = 0x00;
-/// Before the key of a chunk. Sorts after every ordinary key, so that no scan meets it.
-const CHUNK_PREFIX: char = '~';
 
 type Writes = BTreeMap<String, Option<Vec<u8>>>;
 type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
@@ -124,7 +115,7 @@ impl Durable {
 
     /// One value as committed.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        read(&self.tree, key)?.map(|bytes| decode(key, &bytes)).transpose()
+        chunks::read(&self.tree, key)?.map(|bytes| decode(key, &bytes)).transpose()
     }
 
     /// All values under a prefix, in the order of their keys.
@@ -134,7 +125,7 @@ impl Durable {
 
     /// Every record there is.
     pub fn everything<T: DeserializeOwned>(&self) -> Result<Vec<(String, T)>, StoreError> {
-        self.tree.range(..CHUNK_PREFIX.to_string()).map(|entry| self.entry(entry)).collect()
+        self.tree.range(..chunks::PREFIX.to_string()).map(|entry| self.entry(entry)).collect()
     }
 
     /// The last `limit` values under a prefix whose key is below `before`, newest first.
@@ -154,7 +145,7 @@ impl Durable {
         let (key, value) = entry.map_err(|e| StoreError::storage("scan", e))?;
         let key = String::from_utf8_lossy(&key).into_owned();
         let value = match value.split_first() {
-            Some((&WHOLE, bytes)) => decode(&key, bytes)?,
+            Some((&chunks::WHOLE, bytes)) => decode(&key, bytes)?,
             _ => self.get(&key)?.ok_or_else(|| StoreError::Corrupt(key.clone()))?,
         };
         Ok((key, value))
@@ -222,7 +213,7 @@ impl Txn<'_> {
     fn raw(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         match self.own.get(key).or_else(|| self.group.get(key)) {
             Some(written) => Ok(written.clone()),
-            None => read(self.tree, key),
+            None => chunks::read(self.tree, key),
         }
     }
 }
@@ -279,82 +270,22 @@ impl Writer {
         let failed = |e: sled::Error| StoreError::storage(format!("commit to {}", self.path.display()), e);
         let mut batch = sled::Batch::default();
         for (key, value) in group {
-            let before = chunks_of(self.tree.get(&key).map_err(failed)?.as_deref());
+            let before = chunks::count(self.tree.get(&key).map_err(failed)?.as_deref());
             let after = match value {
-                Some(bytes) => insert(&mut batch, &key, &bytes),
+                Some(bytes) => chunks::insert(&mut batch, &key, &bytes),
                 None => {
                     batch.remove(key.as_bytes());
                     0
                 }
             };
             for index in after..before {
-                batch.remove(chunk_key(&key, index).as_bytes());
+                batch.remove(chunks::key(&key, index).as_bytes());
             }
         }
         self.tree.apply_batch(batch).map_err(failed)?;
         self.tree.flush().map_err(failed)?;
         self.file.sync_all().map_err(|e| StoreError::storage(format!("fsync of {}", self.path.display()), e))
     }
-}
-
-/// Adds a value to a batch, cut when it is long. Answers how many chunks it has.
-fn insert(batch: &mut sled::Batch, key: &str, bytes: &[u8]) -> usize {
-    if bytes.len() < MAX_VALUE {
-        let mut value = Vec::with_capacity(bytes.len() + 1);
-        value.push(WHOLE);
-        value.extend_from_slice(bytes);
-        batch.insert(key.as_bytes(), value);
-        return 0;
-    }
-    let mut count = 0;
-    for (index, chunk) in bytes.chunks(MAX_VALUE).enumerate() {
-        batch.insert(chunk_key(key, index).as_bytes(), chunk);
-        count = index + 1;
-    }
-    let mut head = vec![CHUNKED];
-    head.extend_from_slice(format!("{count} {}", Digest::of(bytes)).as_bytes());
-    batch.insert(key.as_bytes(), head);
-    count
-}
-
-fn chunk_key(key: &str, index: usize) -> String {
-    format!("{CHUNK_PREFIX}{key}/{index:06}")
-}
-
-/// The number of chunks and the digest that a head carries; `None` for a value that is whole.
-fn head_of(value: &[u8]) -> Option<(usize, Digest)> {
-    let [CHUNKED, head @ ..] = value else { return None };
-    let (count, digest) = std::str::from_utf8(head).ok()?.split_once(' ')?;
-    Some((count.parse().ok()?, digest.parse().ok()?))
-}
-
-fn chunks_of(value: Option<&[u8]>) -> usize {
-    value.and_then(head_of).map_or(0, |(count, _)| count)
-}
-
-/// Reads of a long value before it is called corrupt: a commit may change head and chunks between two reads, and
-/// three commits between eight looks at one key would need a writer that rewrites it every few microseconds.
-const LOOKS: usize = 8;
-
-fn read(tree: &sled::Tree, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    let failed = |e: sled::Error| StoreError::storage(format!("read of {key}"), e);
-    for _ in 0..LOOKS {
-        let Some(value) = tree.get(key).map_err(failed)? else { return Ok(None) };
-        let (count, digest) = match value.split_first() {
-            Some((&WHOLE, bytes)) => return Ok(Some(bytes.to_vec())),
-            _ => head_of(&value).ok_or_else(|| StoreError::Corrupt(key.to_owned()))?,
-        };
-        let mut whole = Vec::with_capacity(count * MAX_VALUE);
-        for index in 0..count {
-            if let Some(chunk) = tree.get(chunk_key(key, index)).map_err(failed)? {
-                whole.extend_from_slice(&chunk);
-            }
-        }
-        if Digest::of(&whole) == digest {
-            return Ok(Some(whole));
-        }
-    }
-    Err(StoreError::Corrupt(key.to_owned()))
 }
 
 fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {

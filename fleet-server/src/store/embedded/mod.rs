@@ -13,6 +13,7 @@
 //! audit/<number>              AuditRecord        next/<kind>                    last number used
 //! ```
 
+mod chunks;
 mod durable;
 mod export;
 mod ranges;
