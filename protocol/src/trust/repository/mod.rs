@@ -3,6 +3,7 @@
 //! Deterministic: the same values and keys give the same bytes (Ed25519 signatures are). The owner signs root and
 //! targets, a team its model's role, each far from the server; the server only says what is current.
 
+mod listing;
 mod publish;
 mod read;
 

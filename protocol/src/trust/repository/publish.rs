@@ -6,23 +6,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::super::schema::{
-    Doc, FileMeta, RoleType, Root, Snapshot, TargetMeta, Targets, Timestamp, file_name, role_file,
+    Doc, FileMeta, RoleType, Root, Snapshot, Targets, Timestamp, file_name, role_file,
 };
-use super::super::verify::{Authority, Unverified};
+use super::super::verify::Unverified;
 use super::super::{
-    Client, Key, MAX_DELEGATION_DEPTH, MAX_ROOT_BYTES, MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES,
-    MAX_TIMESTAMP_BYTES, Response, Signer, Step, TrustError, TrustedDocs, VerifiedTarget,
+    Client, Key, MAX_ROOT_BYTES, MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES, Response,
+    Signer, Step, TrustError, TrustedDocs, VerifiedTarget,
 };
+use super::listing::immutable;
 use super::{Online, SNAPSHOT_LIFETIME_S, TIMESTAMP_LIFETIME_S, sign, to_bytes};
+use crate::UnixSeconds;
 use crate::api::{TrustState, TrustUpload};
-use crate::{Digest, UnixSeconds};
 
 /// Every document that is current, and all roots.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Repository {
-    roots: BTreeMap<u64, Vec<u8>>,
-    targets: Option<Vec<u8>>,
-    roles: BTreeMap<String, Vec<u8>>,
+    pub(super) roots: BTreeMap<u64, Vec<u8>>,
+    pub(super) targets: Option<Vec<u8>>,
+    pub(super) roles: BTreeMap<String, Vec<u8>>,
     snapshot: Option<Vec<u8>>,
     timestamp: Option<Vec<u8>>,
 }
@@ -165,55 +166,6 @@ impl Repository {
         let documents = next.sign_current(online, now, old)?;
         let listed = next.listed()?;
         Ok(Change { repository: next, documents, listed, removed: Vec::new() })
-    }
-
-    /// Everything that is signed for: each delegated role is verified against its delegator, and each path must be
-    /// one that every delegation on the way covers.
-    pub fn listed(&self) -> Result<Vec<VerifiedTarget>, TrustError> {
-        let (Some(root), Some(targets)) = (self.roots.values().next_back(), &self.targets) else {
-            return Ok(Vec::new());
-        };
-        let root = Unverified::<Root>::open("root", root, MAX_ROOT_BYTES)?.verify_root(None)?;
-        let targets = Unverified::<Targets>::open("targets", targets, MAX_TARGETS_BYTES)?;
-        let targets = targets.verify(&root.authority("targets")?)?;
-        let mut listed = Vec::new();
-        self.walk("targets", &targets, &mut Vec::new(), &mut listed)?;
-        Ok(listed)
-    }
-
-    fn walk(
-        &self,
-        name: &str,
-        doc: &Doc<Targets>,
-        way: &mut Vec<super::DelegatedRole>,
-        listed: &mut Vec<VerifiedTarget>,
-    ) -> Result<(), TrustError> {
-        for (path, meta) in &doc.body.targets {
-            if !way.iter().all(|role| role.covers(path)) {
-                let why = format!("role {name} lists {path}, which it was not delegated");
-                return Err(TrustError::Upload(why));
-            }
-            check_target(name, path, meta)?;
-            listed.push(VerifiedTarget::new(name, path, meta)?);
-        }
-        let Some(delegations) = &doc.body.delegations else { return Ok(()) };
-        for role in &delegations.roles {
-            let Some(bytes) = self.roles.get(&role.name) else { continue }; // delegated, nothing signed yet
-            if way.len() >= MAX_DELEGATION_DEPTH {
-                return Err(TrustError::Endless {
-                    what: "delegations in a chain",
-                    max: MAX_DELEGATION_DEPTH,
-                });
-            }
-            let (keys, keyids, threshold) = (&delegations.keys, role.keyids.as_slice(), role.threshold);
-            let authority = Authority { delegator: name.to_owned(), keys, keyids, threshold };
-            let child =
-                Unverified::<Targets>::open(&role.name, bytes, MAX_TARGETS_BYTES)?.verify(&authority)?;
-            way.push(role.clone());
-            self.walk(&role.name, &child, way, listed)?;
-            way.pop();
-        }
-        Ok(())
     }
 
     fn delegates(&self, name: &str) -> bool {
@@ -364,25 +316,4 @@ impl Repository {
     fn parse<T: RoleType>(&self, name: &str, bytes: &[u8], max: u64) -> Result<Doc<T>, TrustError> {
         Ok(Unverified::<T>::open(name, bytes, max)?.into_unverified())
     }
-}
-
-/// A path that was signed for keeps its bytes: a version is what it was, or it is gone.
-fn immutable(before: &[VerifiedTarget], after: &[VerifiedTarget]) -> Result<(), TrustError> {
-    let old: BTreeMap<&str, Digest> = before.iter().map(|t| (t.path(), t.sha256())).collect();
-    match after.iter().find(|t| old.get(t.path()).is_some_and(|digest| *digest != t.sha256())) {
-        None => Ok(()),
-        Some(t) => {
-            let why = format!("{} is published with other contents already: publish a new version", t.path());
-            Err(TrustError::Upload(why))
-        }
-    }
-}
-
-/// Paths that the repository lists are paths that a device will write about in logs and look up.
-fn check_target(role: &str, path: &str, meta: &TargetMeta) -> Result<(), TrustError> {
-    crate::bundle::SafePath::new(path).map_err(|e| TrustError::Upload(format!("role {role}: {e}")))?;
-    if meta.sha256().is_none() {
-        return Err(TrustError::Upload(format!("role {role} names no sha256 for {path}")));
-    }
-    Ok(())
 }
