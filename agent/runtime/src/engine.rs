@@ -39,7 +39,7 @@ pub trait Runtime: Send + Sync {
 pub trait Engine: Send + Sync {
     /// What it takes and gives.
     fn description(&self) -> &Description;
-    /// Runs it once. Inputs in the order of the description; outputs too.
+    /// Runs it once. Inputs in the order of the description; outputs too. May panic: [`crate::Model`] catches it.
     fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, RuntimeError>;
 }
 
@@ -149,7 +149,8 @@ impl TractEngine {
             Err(why) => {
                 // The second way must work for at least one batch, or the first reason stands.
                 let kept = Mutex::new(Vec::new());
-                description.outputs = declared_outputs.ok_or_else(|| RuntimeError::Unsupported(why.to_string()))?;
+                description.outputs =
+                    declared_outputs.ok_or_else(|| RuntimeError::Unsupported(why.to_string()))?;
                 let this = Self { description, plans: Plans::PerShape { model: Box::new(unanalysed), kept } };
                 if this.runs_with(1) || this.runs_with(2) { Ok(this) } else { Err(why) }
             }
@@ -165,7 +166,7 @@ impl TractEngine {
             Tensor::from_le_bytes(info.datatype, shape, &bytes).ok()
         };
         let zeros: Option<Vec<Tensor>> = self.description.inputs.iter().map(zero).collect();
-        zeros.is_some_and(|zeros| self.run(zeros).is_ok())
+        zeros.is_some_and(|zeros| caught("run the model once", || self.run(zeros)).is_ok())
     }
 
     fn plan_for(&self, inputs: &[Tensor]) -> Result<Plan, RuntimeError> {
@@ -197,21 +198,19 @@ impl Engine for TractEngine {
     }
 
     fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, RuntimeError> {
-        caught("run the model", || {
-            let plan = self.plan_for(&inputs)?;
-            let infos = self.description.inputs.iter();
-            let inputs = inputs
-                .into_iter()
-                .zip(infos)
-                .map(|(t, info)| to_tract(t).map_err(|why| TensorError::new(&info.name, why).into()))
-                .collect::<Result<TVec<TValue>, RuntimeError>>()?;
-            let outputs = plan.run(inputs).map_err(|e| RuntimeError::Run(words(&e)))?;
-            let infos = self.description.outputs.iter();
-            let named = |(t, info): (TValue, &TensorInfo)| {
-                from_tract(t).map_err(|why| RuntimeError::Run(format!("output {:?}: {why}", info.name)))
-            };
-            outputs.into_iter().zip(infos).map(named).collect()
-        })
+        let plan = self.plan_for(&inputs)?;
+        let infos = self.description.inputs.iter();
+        let inputs = inputs
+            .into_iter()
+            .zip(infos)
+            .map(|(t, info)| to_tract(t).map_err(|why| TensorError::new(&info.name, why).into()))
+            .collect::<Result<TVec<TValue>, RuntimeError>>()?;
+        let outputs = plan.run(inputs).map_err(|e| RuntimeError::Run(words(&e)))?;
+        let infos = self.description.outputs.iter();
+        let named = |(t, info): (TValue, &TensorInfo)| {
+            from_tract(t).map_err(|why| RuntimeError::Run(format!("output {:?}: {why}", info.name)))
+        };
+        outputs.into_iter().zip(infos).map(named).collect()
     }
 }
 
@@ -266,7 +265,8 @@ fn declared_inputs(model: &InferenceModel, names: &[String]) -> Result<Vec<Tenso
     let info = |(at, name): (usize, &String)| {
         let fact = model.input_fact(at).map_err(unsupported)?;
         let kind = fact.datum_type.concretize();
-        let kind = kind.ok_or_else(|| RuntimeError::Unsupported(format!("input {name:?} has no datatype")))?;
+        let kind =
+            kind.ok_or_else(|| RuntimeError::Unsupported(format!("input {name:?} has no datatype")))?;
         let datatype = our_datum_type(kind).map_err(RuntimeError::Unsupported)?;
         let size = |d: &DimFact| d.concretize().and_then(|d| d.to_i64().ok()).unwrap_or(-1);
         Ok(TensorInfo { name: name.clone(), datatype, shape: fact.shape.dims().map(size).collect() })
@@ -336,7 +336,10 @@ fn plan_for_shapes(model: &InferenceModel, shapes: &[Vec<usize>]) -> TractResult
 }
 
 /// Runs a piece of the engine and turns its panic into an error.
-fn caught<T>(doing: &'static str, f: impl FnOnce() -> Result<T, RuntimeError>) -> Result<T, RuntimeError> {
+pub(crate) fn caught<T>(
+    doing: &'static str,
+    f: impl FnOnce() -> Result<T, RuntimeError>,
+) -> Result<T, RuntimeError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().cloned();
         let why = text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()));

@@ -231,11 +231,7 @@ fn other_winner(got: &Tensor, expected: &Tensor) -> Option<Difference> {
 
 /// Inputs drawn from a seed and what the model answers to them: they prove that devices agree with the machine that
 /// packed, not that anybody agrees with the training framework.
-pub fn record_golden(
-    model: &Model,
-    samples: u32,
-    seed: u64,
-) -> Result<Vec<Exchange>, RuntimeError> {
+pub fn record_golden(model: &Model, samples: u32, seed: u64) -> Result<Vec<Exchange>, RuntimeError> {
     let mut random = SplitMix(seed);
     (0..samples)
         .map(|_| {

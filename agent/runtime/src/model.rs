@@ -6,7 +6,7 @@ use std::path::Path;
 use plimsoll_protocol::bundle::{InputSpec, Manifest, OutputSpec, RuntimeKind, SafePath, Variant};
 
 use crate::document::ExternalData;
-use crate::engine::{Description, Engine, Runtime, TractRuntime};
+use crate::engine::{Description, Engine, Runtime, TractRuntime, caught};
 use crate::error::{RuntimeError, TensorError};
 use crate::steps::{self, Named};
 use crate::tensor::Tensor;
@@ -88,7 +88,8 @@ impl Model {
         self.check_inputs(&inputs)?;
         let mut named: Named = self.manifest.inputs.iter().map(|i| i.name.clone()).zip(inputs).collect();
         steps::apply(&self.manifest.pre, &mut named)?;
-        let answers = self.engine.run(named.into_iter().map(|(_, t)| t).collect())?;
+        let answers =
+            caught("run the model", || self.engine.run(named.into_iter().map(|(_, t)| t).collect()))?;
         let names = self.description().outputs.iter().map(|o| o.name.clone());
         let mut named: Named = names.zip(answers).collect();
         steps::apply(&self.manifest.post, &mut named).map_err(|e| RuntimeError::Run(e.to_string()))?;

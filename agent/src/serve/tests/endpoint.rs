@@ -3,7 +3,7 @@
 use serde_json::json;
 use std::io::Write;
 
-use super::support::{Child, bundle, gated, get, post, send};
+use super::support::{Child, Run, bundle, gated, get, post, send};
 
 const INFER: &str = "/v2/models/meter/infer";
 
@@ -147,7 +147,7 @@ async fn a_full_queue_is_an_answer_and_not_a_wait() {
     assert_eq!(refused.status, 503, "{refused:?}");
     assert_eq!(refused.header("retry-after").as_deref(), Some("1"));
     assert!(refused.json()["error"].as_str().unwrap().contains("waiting"), "{refused:?}");
-    (0..2).for_each(|_| gated.gate.allow.send(()).unwrap());
+    (0..2).for_each(|_| gated.gate.allow.send(Run::Answer).unwrap());
     assert_eq!(running.await.unwrap().status, 200);
     let health = gated.endpoint.registry().health().remove(0);
     assert_eq!((health.busy, health.failed, health.refused), (1, 0, 0));
@@ -162,5 +162,17 @@ async fn a_model_that_takes_too_long_is_answered_504_and_counted_as_failed() {
     let health = gated.endpoint.registry().health().remove(0);
     assert_eq!((health.requests, health.failed), (1, 1));
     assert!(health.p50_us >= 50_000);
-    gated.gate.allow.send(()).unwrap();
+    gated.gate.allow.send(Run::Answer).unwrap();
+}
+
+#[tokio::test]
+async fn a_model_that_panics_is_a_500_and_a_fault_and_the_next_request_is_answered() {
+    let gated = gated(|_| {}).await;
+    gated.gate.allow.send(Run::Panic).unwrap();
+    let reply = post(gated.addr, INFER, &json!({ "inputs": [row()] })).await;
+    assert_eq!(reply.status, 500, "{reply:?}");
+    assert!(reply.json()["error"].as_str().unwrap().contains("as the test wishes"), "{reply:?}");
+    assert!(gated.faults.try_recv().unwrap().contains("crashed while it tried to run the model"));
+    gated.gate.allow.send(Run::Answer).unwrap();
+    assert_eq!(post(gated.addr, INFER, &json!({ "inputs": [row()] })).await.status, 200);
 }

@@ -159,18 +159,25 @@ pub async fn send(
     Reply { status, head, body: bytes[split + 4..].to_vec() }
 }
 
+/// How a gated run goes on.
+#[derive(Debug, PartialEq)]
+pub enum Run {
+    Answer,
+    Panic,
+}
+
 /// An engine that runs the real model only when the test allows one more run.
 struct Gated {
     inner: Box<dyn Engine>,
-    allowed: Mutex<Receiver<()>>,
+    allowed: Mutex<Receiver<Run>>,
     started: Sender<()>,
 }
 
-struct GatedRuntime(Mutex<Option<(Receiver<()>, Sender<()>)>>);
+struct GatedRuntime(Mutex<Option<(Receiver<Run>, Sender<()>)>>);
 
 /// Lets runs of a gated model through, and hears when one has started.
 pub struct Gate {
-    pub allow: Sender<()>,
+    pub allow: Sender<Run>,
     pub started: Arc<Mutex<Receiver<()>>>,
 }
 
@@ -200,8 +207,9 @@ impl Engine for Gated {
     }
     fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, RuntimeError> {
         let _ = self.started.send(());
-        // The test dropped its end: run freely.
-        let _ = self.allowed.lock().unwrap().recv();
+        // The test dropped its end: run freely. The lock is let go before a panic that the test asks for.
+        let allowed = self.allowed.lock().unwrap().recv();
+        assert_ne!(allowed, Ok(Run::Panic), "as the test wishes");
         self.inner.run(inputs)
     }
 }
@@ -211,6 +219,8 @@ pub struct GatedEndpoint {
     pub addr: SocketAddr,
     pub gate: Gate,
     pub endpoint: Arc<Endpoint>,
+    /// What the model reported as broken.
+    pub faults: Receiver<String>,
     _stop: watch::Sender<bool>,
     _dir: TempDir,
 }
@@ -223,7 +233,9 @@ pub async fn gated(change: impl FnOnce(&mut Manifest)) -> GatedEndpoint {
     let (started_tx, started) = channel();
     let runtime = GatedRuntime(Mutex::new(Some((allowed, started_tx))));
     let model = Model::load_with(&runtime, dir.path(), &manifest, &manifest.variants[0]).unwrap();
-    let hosted = Hosted::start(model, digest, None, None, Box::new(|_| {})).unwrap();
+    let (fault, faults) = channel();
+    let on_fault = Box::new(move |why| fault.send(why).unwrap());
+    let hosted = Hosted::start(model, digest, None, None, on_fault).unwrap();
     let endpoint = Arc::new(Endpoint::new("0.1.0".into(), MAX_BODY, 7));
     endpoint.registry().add(hosted);
     assert!(endpoint.registry().serve(&meter(), digest, 0));
@@ -232,5 +244,5 @@ pub async fn gated(change: impl FnOnce(&mut Manifest)) -> GatedEndpoint {
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(http::accept(listener, endpoint.clone(), stopped));
     let gate = Gate { allow, started: Arc::new(Mutex::new(started)) };
-    GatedEndpoint { addr, gate, endpoint, _stop: stop, _dir: dir }
+    GatedEndpoint { addr, gate, endpoint, faults, _stop: stop, _dir: dir }
 }
