@@ -89,10 +89,12 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
         hold(unit, "lease", &why, turn);
         return;
     }
-    // All models share one serving process: with one version on trial at a time, its death has one suspect.
+    // All models share one serving process: with one version on trial at a time, its death has one suspect. A return
+    // to a version that is proven here puts nothing at risk.
+    let proven = rollback && unit.record.previous.as_ref().is_some_and(|p| p.digest == digest);
     let other =
         turn.next.record.models.iter().find(|(_, record)| record.at_risk()).map(|(name, _)| name.clone());
-    if let Some(other) = other.filter(|_| !rollback) {
+    if let Some(other) = other.filter(|_| !proven) {
         hold(unit, HOLD_OTHER, &format!("a version of {other} is on trial; one at a time"), turn);
         return;
     }

@@ -170,10 +170,13 @@ fn one(event: Event, turn: &mut Turn) {
     }
 }
 
-/// What time does to one model: its trial ends, then its state goes on.
+/// What time does to one model: to the version that runs, then to the order.
 fn tick(unit: &mut Unit, turn: &mut Turn) -> Result<(), Refused> {
     if unit.trial_over(turn) {
         step(unit, Step::TrialOver, turn)?;
+    }
+    if unit.volatile.reload_at.is_some_and(|at| at <= turn.ctx.mono_ms) {
+        step(unit, Step::ReloadDue, turn)?;
     }
     step(unit, Step::Tick, turn)
 }

@@ -28,6 +28,8 @@ pub(crate) enum Step {
     Tick,
     /// The time of the running version's trial is over.
     TrialOver,
+    /// The running version failed to load and is to be loaded again.
+    ReloadDue,
     /// The serving child is up and empty.
     ServeStarted,
     /// The serving child was up and died.
@@ -206,12 +208,10 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
             );
         }
         (_, Step::RollbackAsked) => return rollback_asked(unit, turn),
-        // A reload's backoff ended, or there is nothing to do.
-        (_, Step::Tick) => {
-            if unit.volatile.reload_at.is_some_and(|at| at <= turn.ctx.mono_ms) {
-                load_active(unit, turn);
-            }
-        }
+        // Its backoff after a failed load ended.
+        (_, Step::ReloadDue) => load_active(unit, turn),
+        // Nothing waits for the time.
+        (_, Step::Tick) => {}
 
         // ---- everything else ----
         (_, Step::Candidate(what) | Step::Running(what)) => {

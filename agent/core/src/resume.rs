@@ -16,7 +16,7 @@ use crate::orders::wait;
 use crate::outcome::{Effect, Outcome};
 use crate::policy::budget;
 use crate::record::{Installed, MAX_MODELS, ModelRecord, Persistent, State};
-use crate::running::roll_back;
+use crate::running::{arrived, roll_back};
 use crate::turn::{Turn, Unit};
 
 /// A whole slot: its manifest has the digest that names it, and its files are those of the manifest.
@@ -50,6 +50,7 @@ impl Core {
         turn.each(|unit, turn| {
             keep_what_is_there(unit, observed, turn);
             retry_trial(unit, turn);
+            arrived(unit, turn);
             go_on(unit, observed, turn);
             turn.report_job(unit);
             Ok(())

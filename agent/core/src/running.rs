@@ -73,6 +73,19 @@ pub(crate) fn roll_back(unit: &mut Unit, reason: &str, turn: &mut Turn) {
     if unit.record.ordered() == Some(bad.digest) {
         unit.enter(State::RolledBack { reason: kept(reason) }, None);
         turn.report_job(unit);
+    } else {
+        arrived(unit, turn);
+    }
+}
+
+/// Ends an order whose version runs already: what an order to return was on its way to do, a rollback by the device
+/// itself may have done before.
+pub(crate) fn arrived(unit: &mut Unit, turn: &mut Turn) {
+    let Some(active) = &unit.record.active else { return };
+    let there = unit.record.ordered() == Some(active.digest) && active.trial_passed;
+    if there && unit.record.state.in_flight() && unit.record.state != State::Probation {
+        unit.enter(State::Active, None);
+        turn.report_job(unit);
     }
 }
 

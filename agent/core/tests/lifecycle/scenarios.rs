@@ -432,3 +432,35 @@ fn a_decision_that_could_not_be_written_is_made_again_with_the_next_event() {
     shell.advance(5_001, Fate::Whole);
     assert!(matches!(shell.work.as_slice(), [Effect::Fetch { digest, .. }] if *digest == second));
 }
+
+#[test]
+fn a_proven_version_is_loaded_again_while_its_successor_waits() {
+    let (mut shell, first) = device();
+    let second = shell.publish("meter", "1.1.0", Nature::Good);
+    shell.kill_child(Fate::Whole);
+    shell.start_child(Fate::Whole);
+    shell.obey(true, Fate::Whole); // no memory, for a moment
+    let slow = UpdatePolicy { jitter_s: 1_000_000, ..policy() };
+    shell.order(2, vec![DesiredModel { policy: slow, ..shell.wanted(second) }]);
+    shell.advance(2_001, Fate::Whole);
+    shell.obey(false, Fate::Whole);
+    shell.obey(false, Fate::Whole);
+    assert_eq!(shell.state("meter"), "waiting");
+    assert_eq!(shell.child.as_ref().unwrap().serving[&model("meter")], first);
+}
+
+#[test]
+fn an_ordered_return_that_the_device_makes_by_itself_meanwhile_is_done() {
+    let (mut shell, first) = device();
+    let bad = shell.publish("meter", "1.1.0", Nature::FailsRequests);
+    let wanted = shell.wanted(bad);
+    shell.order(2, vec![wanted]);
+    until_trial(&mut shell);
+    let back = DesiredModel { rollback: true, ..shell.wanted(first) };
+    shell.order(3, vec![back]);
+    assert_eq!(shell.state("meter"), "activating");
+    shell.sample(100, Fate::Whole); // and the device finds out for itself
+    assert_eq!((running(&shell), shell.state("meter")), (Some(first), "active"));
+    shell.settle();
+    assert_eq!(shell.child.as_ref().unwrap().serving[&model("meter")], first);
+}
