@@ -23,7 +23,7 @@
 //! | `candidate`, `running` | what its edges do |
 //! | `resume` | what a device does first after any crash |
 //! | [`policy`] | deadlines, budgets, trial verdicts: numbers with their arithmetic |
-//! | [`preflight`] | can this device run that bundle at all |
+//! | [`mod@preflight`] | can this device run that bundle at all |
 //! | [`retry`] | full-jitter backoff |
 
 pub mod event;
