@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use plimsoll_fleet_core::act::{self, Action, NewRollout};
-use plimsoll_fleet_core::{Facts, Plan, Rollout, ValidSpec, fleet as fleets, summary};
+use plimsoll_fleet_core::{Facts, Member, Plan, Rollout, ValidSpec, fleet as fleets, summary};
 use plimsoll_protocol::api::{Decision, RolloutInfo, RolloutSpec};
 use plimsoll_protocol::ids::RolloutId;
-use plimsoll_protocol::wire::v1::{Desired, Down, Severity};
+use plimsoll_protocol::wire::v1::{Desired, Down, JobPhase, Severity};
 use plimsoll_protocol::{DeviceId, UnixMillis};
 
 use crate::app::App;
@@ -218,19 +218,31 @@ impl Book {
         }
     }
 
-    /// Why each device has what it has, by the newest rollout that has something to say.
+    /// What each device waits for, by the newest rollout that has a say; devices that run what they should wait for
+    /// nothing and are not listed.
     pub fn reasons(&self, app: &App, now: UnixMillis) -> BTreeMap<DeviceId, String> {
         let facts = facts(app);
         let mut reasons = BTreeMap::new();
         for rollout in &self.rollouts {
             let Ok(view) = fleets::view(&facts, &self.rollouts, rollout) else { continue };
             for device in facts.keys() {
-                if let Some(why) = summary::why(&view, rollout, device, now) {
-                    reasons.insert(device.clone(), why);
-                }
+                let why = summary::why(&view, rollout, device, now);
+                match why.filter(|_| !rollout.members.get(device).is_some_and(is_settled)) {
+                    Some(why) => reasons.insert(device.clone(), why),
+                    None if rollout.members.contains_key(device) => reasons.remove(device),
+                    None => None,
+                };
             }
         }
         reasons
+    }
+}
+
+/// The order was carried out, or was taken back and that is done.
+fn is_settled(member: &Member) -> bool {
+    match &member.recalled {
+        Some(recall) => recall.done_ms.is_some(),
+        None => member.answer.as_ref().is_some_and(|a| a.phase == JobPhase::Active),
     }
 }
 

@@ -56,6 +56,7 @@ async fn a_good_version_reaches_everybody_stage_by_stage_and_newcomers_too() {
     }
     let devices = rig.get("/devices").await;
     assert!(devices.as_array().unwrap().iter().all(|d| d["running"][0]["version"] == "1.0.0"), "{devices}");
+    assert!(devices.as_array().unwrap().iter().all(|d| d["waiting"].is_null()), "{devices}");
     assert_eq!(rig.get("/models").await[0]["devices"], 3);
 
     let late = rig.enrol(&rig.join_token(1, 5).await, "late").await;
@@ -109,6 +110,10 @@ async fn a_restarted_server_goes_on_with_the_rollout_where_it_was() {
     ends(&rig, &id, "waiting_for_approval").await;
     let orders = |cams: &[Cam]| cams.iter().map(|c| c.orders().len()).sum::<usize>();
     assert_eq!(orders(&cams), 1);
+    let devices = rig.get("/devices").await;
+    let waiting = devices.as_array().unwrap().iter().filter_map(|d| d["waiting"].as_str());
+    let waiting: Vec<&str> = waiting.collect();
+    assert!(matches!(waiting[..], [one] if one.contains("1.0.0 in stage 2")), "{waiting:?}");
     let rig = rig.restart().await;
     let still = rig.get(&format!("/rollouts/{id}")).await;
     assert_eq!(still["status"], "waiting_for_approval");

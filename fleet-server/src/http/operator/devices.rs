@@ -20,7 +20,7 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Answer<axum::J
     Ok(axum::Json(infos(&app).await))
 }
 
-/// All devices, by name, with the reason why each has what it has.
+/// All devices, by name, with what each waits for.
 pub async fn infos(app: &App) -> Vec<DeviceInfo> {
     let mut reasons = app.book.lock().await.reasons(app, clock::now_ms());
     let versions = fleet::versions(&app.trust.bundles());
