@@ -1,7 +1,7 @@
 //! What the server remembers, as domain traits: devices, tokens, trust, rollouts, reports, journal.
 //!
 //! The rest of the server asks for facts about devices and rollouts and never for keys. One implementation is
-//! [`embedded`]; a second one must pass [`contract`], which is written against the traits alone.
+//! [`embedded`]; a second one must pass `contract`, which is written against the traits alone.
 //!
 //! Three promises hold for every implementation:
 //! - a reply `Ok` to a write means durable: it survives a power cut;
