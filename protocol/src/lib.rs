@@ -11,4 +11,6 @@ pub mod ids;
 pub mod trust;
 pub mod wire;
 
-pub use ids::{DeviceId, DeviceIdentity, Digest, Generation, Incarnation, ModelName, TenantId, UnixMillis, UnixSeconds};
+pub use ids::{
+    DeviceId, DeviceIdentity, Digest, Generation, Incarnation, ModelName, TenantId, UnixMillis, UnixSeconds,
+};

@@ -31,7 +31,8 @@ fn cargo(args: &[&str]) -> String {
 
 #[test]
 fn crates_use_each_other_only_as_the_architecture_says() {
-    let metadata: Value = serde_json::from_str(&cargo(&["metadata", "--format-version=1", "--no-deps", "--offline"])).unwrap();
+    let metadata: Value =
+        serde_json::from_str(&cargo(&["metadata", "--format-version=1", "--no-deps", "--offline"])).unwrap();
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for package in metadata["packages"].as_array().unwrap() {
         let ours = package["dependencies"].as_array().unwrap().iter();
@@ -39,13 +40,16 @@ fn crates_use_each_other_only_as_the_architecture_says() {
         let ours = ours.filter(|name| name.starts_with("plimsoll-")).map(str::to_owned).collect();
         found.insert(package["name"].as_str().unwrap().to_owned(), ours);
     }
-    let allowed: BTreeMap<String, BTreeSet<String>> =
-        EDGES.iter().map(|(name, edges)| ((*name).to_owned(), edges.iter().map(|e| (*e).to_owned()).collect())).collect();
+    let allowed: BTreeMap<String, BTreeSet<String>> = EDGES
+        .iter()
+        .map(|(name, edges)| ((*name).to_owned(), edges.iter().map(|e| (*e).to_owned()).collect()))
+        .collect();
     assert_eq!(found, allowed, "change ARCHITECTURE.md and this table together, or neither");
 }
 
 fn reached(package: &str) -> BTreeSet<String> {
-    let tree = cargo(&["tree", "--offline", "-p", package, "-e", "normal", "--prefix", "none", "--format", "{p}"]);
+    let tree =
+        cargo(&["tree", "--offline", "-p", package, "-e", "normal", "--prefix", "none", "--format", "{p}"]);
     tree.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
@@ -62,7 +66,10 @@ fn the_pure_crates_reach_no_clock_no_network_no_store() {
 #[test]
 fn the_agent_has_no_server_store_and_nobody_has_a_second_tls() {
     assert!(!reached("plimsoll-agent").contains("sled"));
-    assert!(!reached("plimsoll-server").contains("tract-core"), "the server must build without the inference runtime");
+    assert!(
+        !reached("plimsoll-server").contains("tract-core"),
+        "the server must build without the inference runtime"
+    );
     for package in ["plimsoll-agent", "plimsoll-server", "plimsoll-ctl"] {
         let reached = reached(package);
         for denied in ["aws-lc-rs", "aws-lc-sys", "openssl-sys", "native-tls"] {

@@ -13,8 +13,14 @@ fn the_story_of_the_demo_holds() {
         .output()
         .unwrap_or_else(|e| panic!("{}: {e}", demo.display()));
     let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the demo ended with {}:\n{words}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
-    let summary: Value = serde_json::from_slice(&output.stdout).expect("one JSON document on standard output");
+    assert!(
+        output.status.success(),
+        "the demo ended with {}:\n{words}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let summary: Value =
+        serde_json::from_slice(&output.stdout).expect("one JSON document on standard output");
     assert_eq!(summary["ok"], true, "{summary:#}");
     let outcomes = summary["outcomes"].as_array().expect("a list of outcomes");
     assert!(outcomes.len() >= 9, "only {} outcomes were checked: {summary:#}", outcomes.len());

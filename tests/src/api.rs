@@ -40,7 +40,8 @@ impl Api {
         if !status.is_success() {
             bail!("GET {url}: {status}: {}", String::from_utf8_lossy(&body));
         }
-        serde_json::from_slice(&body).with_context(|| format!("GET {url}: {}", String::from_utf8_lossy(&body)))
+        serde_json::from_slice(&body)
+            .with_context(|| format!("GET {url}: {}", String::from_utf8_lossy(&body)))
     }
 
     /// All devices.

@@ -18,11 +18,9 @@ impl Binaries {
         }
         let own = std::env::current_exe().context("cannot tell where this program lies")?;
         // A test lies in <build>/deps, a program in <build>.
-        own.ancestors()
-            .skip(1)
-            .take(2)
-            .find_map(|dir| Self::at(dir).ok())
-            .with_context(|| format!("no plimsoll programs beside {}: run `cargo build --workspace --bins`", own.display()))
+        own.ancestors().skip(1).take(2).find_map(|dir| Self::at(dir).ok()).with_context(|| {
+            format!("no plimsoll programs beside {}: run `cargo build --workspace --bins`", own.display())
+        })
     }
 
     fn at(dir: &Path) -> Result<Self> {

@@ -56,7 +56,8 @@ impl Feeder {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let counted = Arc::clone(&tally);
         let url = format!("http://{agent}/v2/models/{model}/infer");
-        let client = reqwest::Client::builder().timeout(REQUEST_LIMIT).no_proxy().build().context("no HTTP client")?;
+        let client =
+            reqwest::Client::builder().timeout(REQUEST_LIMIT).no_proxy().build().context("no HTTP client")?;
         let task = tokio::spawn(async move {
             for i in first.. {
                 let image = &replay.images[i % replay.images.len()];
@@ -101,7 +102,8 @@ fn count(tally: &mut Tally, image: &Image, outcome: Result<(usize, String)>) {
 
 /// One request; the digit with the largest score and the version that answered.
 async fn ask(client: &reqwest::Client, url: &str, pixels: Vec<f32>) -> Result<(usize, String)> {
-    let body = json!({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": pixels}]});
+    let body =
+        json!({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": pixels}]});
     let response = client.post(url).json(&body).send().await.context("no answer")?;
     let status = response.status();
     let answer: Value = response.json().await.context("an answer that is not JSON")?;

@@ -93,7 +93,15 @@ impl Fleet {
         let token = token.map_err(|e| e.context(server.tail()))?;
         let api = Api::new(&base, &token)?;
         Ok(Self {
-            dir: dir.to_owned(), binaries, api, dashboard, mqtt, server, agents: Vec::new(), settings, https,
+            dir: dir.to_owned(),
+            binaries,
+            api,
+            dashboard,
+            mqtt,
+            server,
+            agents: Vec::new(),
+            settings,
+            https,
         })
     }
 
@@ -141,14 +149,23 @@ impl Fleet {
     /// `plimsoll-agent enroll`, as on a device.
     pub async fn enroll(&self, name: &str, token: &str, state: &Path) -> Result<String> {
         let output = Command::new(self.binaries.agent())
-            .args(["enroll", "--server", &format!("https://{}", self.https), "--token", token, "--device", name])
+            .args([
+                "enroll",
+                "--server",
+                &format!("https://{}", self.https),
+                "--token",
+                token,
+                "--device",
+                name,
+            ])
             .arg("--state-dir")
             .arg(state)
             .kill_on_drop(true)
             .output()
             .await
             .context("cannot run plimsoll-agent")?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             bail!("plimsoll-agent enroll: {}: {text}", output.status);
         }

@@ -26,10 +26,13 @@ pub struct Replay {
 impl Replay {
     /// Reads `replay.csv`: a header, then `label,p00,…,p77`.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let images = text.lines().skip(1).enumerate().map(|(i, line)| {
-            parse(line).with_context(|| format!("{} line {}", path.display(), i + 2))
-        });
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let images = text
+            .lines()
+            .skip(1)
+            .enumerate()
+            .map(|(i, line)| parse(line).with_context(|| format!("{} line {}", path.display(), i + 2)));
         let images: Vec<Image> = images.collect::<Result<_>>()?;
         ensure!(!images.is_empty(), "{} holds no image", path.display());
         Ok(Self { images })
@@ -39,7 +42,8 @@ impl Replay {
 fn parse(line: &str) -> Result<Image> {
     let mut fields = line.split(',');
     let label = fields.next().context("an empty line")?.trim().parse().context("the label is not a digit")?;
-    let pixels: Vec<f32> = fields.map(|f| f.trim().parse().context("a pixel is not a number")).collect::<Result<_>>()?;
+    let pixels: Vec<f32> =
+        fields.map(|f| f.trim().parse().context("a pixel is not a number")).collect::<Result<_>>()?;
     ensure!(pixels.len() == PIXELS, "{} pixels instead of {PIXELS}", pixels.len());
     Ok(Image { label, pixels })
 }

@@ -8,7 +8,9 @@ use anyhow::{Context, Result, ensure};
 /// cargo shows its own progress.
 pub fn programs() -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    eprintln!("Building the server, the agent and the command line (minutes the first time, seconds after) …");
+    eprintln!(
+        "Building the server, the agent and the command line (minutes the first time, seconds after) …"
+    );
     let mut build = Command::new(cargo);
     // The whole workspace, as the test command builds it: one set of features, so that neither rebuilds the other's.
     build.args(["build", "--workspace", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));

@@ -49,7 +49,9 @@ pub async fn rolled_out(fleet: &Fleet, rollout: &RolloutInfo, version: &str) -> 
         let status = fleet.status(agent).await?;
         let digest = rollout.digest.to_string();
         by_device += usize::from(status["models"].as_array().is_some_and(|models| {
-            models.iter().any(|m| m["model"] == MODEL && m["version"] == version && m["digest"] == digest.as_str())
+            models
+                .iter()
+                .any(|m| m["model"] == MODEL && m["version"] == version && m["digest"] == digest.as_str())
         }));
     }
     let expect = fleet.agents.len();
@@ -91,7 +93,11 @@ pub fn nothing_failed(story: &Story) -> Outcome {
     let failed: u64 = tallies.iter().map(|t| t.failed).sum();
     let answered: u64 = tallies.iter().map(|t| t.answered).sum();
     let last = tallies.iter().find_map(|t| t.last_failure.clone()).unwrap_or_default();
-    outcome("no request failed while the version changed", failed == 0, format!("{failed} of {} failed {last}", answered + failed))
+    outcome(
+        "no request failed while the version changed",
+        failed == 0,
+        format!("{failed} of {} failed {last}", answered + failed),
+    )
 }
 
 /// The canary stage was done before the second stage got its first order.

@@ -19,7 +19,10 @@ use plimsoll_tests::{Fleet, Settings};
 
 /// Plays a staged rollout of signed models on a fleet of six devices, on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "cargo demo --", after_help = "Exit codes: 0 every outcome holds, 1 one does not or something failed, 2 wrong usage.")]
+#[command(
+    name = "cargo demo --",
+    after_help = "Exit codes: 0 every outcome holds, 1 one does not or something failed, 2 wrong usage."
+)]
 struct Args {
     /// Play the story to the end, check every outcome, print a table and exit.
     #[arg(long)]
@@ -79,7 +82,9 @@ async fn run(args: &Args) -> Result<bool> {
     };
     let all_hold = narrator.summary(&outcomes)?;
     if !args.once {
-        narrator.say("\nThe fleet keeps running, and its cameras keep reading meters. Ctrl-C stops it and cleans up.");
+        narrator.say(
+            "\nThe fleet keeps running, and its cameras keep reading meters. Ctrl-C stops it and cleans up.",
+        );
         narrator.dashboard(&fleet);
         tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")?;
     }
@@ -101,9 +106,14 @@ impl Home {
             return dir.map(Self::Temporary).context("cannot make a temporary folder");
         };
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let full = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?.next().is_some();
+        let full = std::fs::read_dir(dir)
+            .with_context(|| format!("cannot read {}", dir.display()))?
+            .next()
+            .is_some();
         anyhow::ensure!(!full, "{} is not empty: name a new folder for --keep", dir.display());
-        Ok(Self::Kept(std::path::absolute(dir).with_context(|| format!("no absolute path of {}", dir.display()))?))
+        Ok(Self::Kept(
+            std::path::absolute(dir).with_context(|| format!("no absolute path of {}", dir.display()))?,
+        ))
     }
 
     fn path(&self) -> &Path {

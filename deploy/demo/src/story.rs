@@ -93,9 +93,21 @@ async fn publish(fleet: &Fleet, narrator: &Narrator, version: &str) -> Result<()
     let out = format!("bundles/{MODEL}-{version}");
     fleet
         .plimsoll(&[
-            "bundle", "pack", &text(source.join("model.onnx")), "--model", MODEL, "--version", version, "--out", &out,
-            "--golden", &text(source.join("golden")), "--reference", &text(here.join("data/reference.csv")),
-            "--labels", "0,1,2,3,4,5,6,7,8,9",
+            "bundle",
+            "pack",
+            &text(source.join("model.onnx")),
+            "--model",
+            MODEL,
+            "--version",
+            version,
+            "--out",
+            &out,
+            "--golden",
+            &text(source.join("golden")),
+            "--reference",
+            &text(here.join("data/reference.csv")),
+            "--labels",
+            "0,1,2,3,4,5,6,7,8,9",
         ])
         .await?;
     narrator.say("   Packed with golden samples (scikit-learn's own answers) and a drift baseline.");
@@ -107,10 +119,27 @@ async fn publish(fleet: &Fleet, narrator: &Narrator, version: &str) -> Result<()
 async fn start_rollout(fleet: &Fleet, narrator: &Narrator, version: &str, stages: &str) -> Result<RolloutId> {
     let started = fleet
         .plimsoll(&[
-            "rollout", "start", "--model", MODEL, "--version", version, "--stages", stages,
+            "rollout",
+            "start",
+            "--model",
+            MODEL,
+            "--version",
+            version,
+            "--stages",
+            stages,
             // Ordinary settings, set short: a trial of 4 s, 3 s of stage wait, 1 s of jitter.
-            "--soak", "3s", "--trial", "4s", "--trial-requests", "0", "--jitter", "1s", "--silent-after", "60s",
-            "--min-sample", "1",
+            "--soak",
+            "3s",
+            "--trial",
+            "4s",
+            "--trial-requests",
+            "0",
+            "--jitter",
+            "1s",
+            "--silent-after",
+            "60s",
+            "--min-sample",
+            "1",
         ])
         .await?;
     let id = started["id"].as_str().with_context(|| format!("`plimsoll rollout start` printed {started}"))?;
@@ -119,7 +148,12 @@ async fn start_rollout(fleet: &Fleet, narrator: &Narrator, version: &str, stages
 }
 
 /// Follows a rollout, saying every new decision, until it stands at `end`.
-async fn finished(fleet: &Fleet, narrator: &Narrator, id: &RolloutId, end: RolloutStatus) -> Result<RolloutInfo> {
+async fn finished(
+    fleet: &Fleet,
+    narrator: &Narrator,
+    id: &RolloutId,
+    end: RolloutStatus,
+) -> Result<RolloutInfo> {
     let said = std::cell::Cell::new(0);
     until(&format!("rollout {id} to be {end:?}"), STEP_LIMIT, || async {
         let rollout = fleet.api.rollout(id).await?;
@@ -139,7 +173,9 @@ fn feed(fleet: &Fleet) -> Result<Vec<Feeder>> {
     let feeders = fleet.agents.iter().enumerate().map(|(i, agent)| {
         // Each camera begins elsewhere in the set, so that six cameras together read all of it.
         let first = i * replay.images.len() / fleet.agents.len();
-        Feeder::start(agent.listen, MODEL, Arc::clone(&replay), first, READ_EVERY, |image| image.pixels.clone())
+        Feeder::start(agent.listen, MODEL, Arc::clone(&replay), first, READ_EVERY, |image| {
+            image.pixels.clone()
+        })
     });
     feeders.collect()
 }

@@ -236,7 +236,13 @@ pub struct GateSpec {
 impl Default for GateSpec {
     /// 2 % failed, 2 % silent after 15 minutes, three devices, 99 %.
     fn default() -> Self {
-        Self { max_failed_percent: 2.0, min_sample: 3, silent_after_s: 900, max_silent_percent: 2.0, confidence: 0.99 }
+        Self {
+            max_failed_percent: 2.0,
+            min_sample: 3,
+            silent_after_s: 900,
+            max_silent_percent: 2.0,
+            confidence: 0.99,
+        }
     }
 }
 

@@ -35,7 +35,9 @@ pub enum ManifestError {
     #[error("bundle.json does not parse: {0}")]
     Parse(String),
     /// A newer or unknown format.
-    #[error("bundle.json has format {0}; this version reads format {FORMAT}: update Plimsoll on this machine")]
+    #[error(
+        "bundle.json has format {0}; this version reads format {FORMAT}: update Plimsoll on this machine"
+    )]
     Format(u32),
     /// Parses, but contradicts itself or breaks a limit.
     #[error("bundle.json: {0}")]
@@ -509,7 +511,10 @@ impl Manifest {
             if sample.inputs.len() != self.inputs.len() || sample.outputs.len() > self.outputs.len() {
                 return Err(format!(
                     "a golden sample has {} inputs and {} outputs; the model has {} and {}",
-                    sample.inputs.len(), sample.outputs.len(), self.inputs.len(), self.outputs.len()
+                    sample.inputs.len(),
+                    sample.outputs.len(),
+                    self.inputs.len(),
+                    self.outputs.len()
                 ));
             }
             sample.inputs.iter().chain(&sample.outputs).try_for_each(|p| self.listed(p, "golden file"))?;
@@ -533,7 +538,8 @@ impl Manifest {
                     return Err("step normalize: mean and std must be of one length".into());
                 }
                 Step::Normalize { mean, std, .. }
-                    if mean.iter().any(|v| !v.is_finite()) || std.iter().any(|v| !v.is_finite() || *v == 0.0) =>
+                    if mean.iter().any(|v| !v.is_finite())
+                        || std.iter().any(|v| !v.is_finite() || *v == 0.0) =>
                 {
                     return Err("step normalize: values must be finite and std not zero".into());
                 }
@@ -544,7 +550,10 @@ impl Manifest {
     }
 }
 
-fn validate_tensors<'a>(what: &str, tensors: impl Iterator<Item = (&'a str, &'a [i64])>) -> Result<(), String> {
+fn validate_tensors<'a>(
+    what: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a [i64])>,
+) -> Result<(), String> {
     let mut names = BTreeSet::new();
     for (name, shape) in tensors {
         if name.is_empty() || name.len() > 200 || !names.insert(name) {
@@ -557,10 +566,12 @@ fn validate_tensors<'a>(what: &str, tensors: impl Iterator<Item = (&'a str, &'a 
         let mut elements: u64 = 1;
         for dim in fixed {
             let dim = u64::try_from(*dim).ok().filter(|d| *d > 0);
-            let dim = dim.ok_or_else(|| format!("{what} {name} has a dimension that is neither -1 nor positive"))?;
-            elements = elements.checked_mul(dim).filter(|e| *e <= MAX_ELEMENTS).ok_or_else(|| {
-                format!("{what} {name} has more than {MAX_ELEMENTS} elements")
-            })?;
+            let dim =
+                dim.ok_or_else(|| format!("{what} {name} has a dimension that is neither -1 nor positive"))?;
+            elements = elements
+                .checked_mul(dim)
+                .filter(|e| *e <= MAX_ELEMENTS)
+                .ok_or_else(|| format!("{what} {name} has more than {MAX_ELEMENTS} elements"))?;
         }
     }
     if names.is_empty() || names.len() > MAX_TENSORS {

@@ -78,8 +78,21 @@ mod tests {
     #[test]
     fn a_path_cannot_leave_the_bundle() {
         for bad in [
-            "", "/etc/passwd", "../x", "a/../b", "a//b", "a/", "./a", "a/.ssh", "a\\b", "c:x", "a\0b", "é", "a b",
-            "~/x", &"x".repeat(MAX_PATH + 1),
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            "a/.ssh",
+            "a\\b",
+            "c:x",
+            "a\0b",
+            "é",
+            "a b",
+            "~/x",
+            &"x".repeat(MAX_PATH + 1),
         ] {
             assert!(SafePath::new(bad).is_err(), "{bad:?} was accepted");
         }

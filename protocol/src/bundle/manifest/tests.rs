@@ -62,7 +62,10 @@ fn each_way_to_be_bad_is_refused_by_name() {
     check(|v| v["golden"]["tolerance"]["absolute"] = json!(-1.0), "tolerance");
     check(|v| v["baseline"] = json!("baseline.json"), "baseline.json is not in `files`");
     check(|v| v["pre"] = json!([{"op": "sing", "tensor": "x"}]), "sing");
-    check(|v| v["pre"] = json!([{"op": "normalize", "tensor": "x", "axis": 1, "mean": [0.0], "std": [0.0]}]), "std not zero");
+    check(
+        |v| v["pre"] = json!([{"op": "normalize", "tensor": "x", "axis": 1, "mean": [0.0], "std": [0.0]}]),
+        "std not zero",
+    );
     check(|v| v["limits"] = json!({"timeout_ms": 0, "max_batch": 1, "queue": 1}), "zero");
 }
 

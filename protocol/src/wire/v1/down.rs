@@ -68,7 +68,12 @@ impl Default for UpdatePolicy {
     /// A minute of jitter, ten minutes of trial with at least 20 requests and 5 % failures, three tries, an hour.
     fn default() -> Self {
         Self {
-            jitter_s: 60, trial_s: 600, trial_requests: 20, trial_max_failed_percent: 5, tries: 3, lease_s: 3600,
+            jitter_s: 60,
+            trial_s: 600,
+            trial_requests: 20,
+            trial_max_failed_percent: 5,
+            tries: 3,
+            lease_s: 3600,
         }
     }
 }

@@ -38,7 +38,9 @@ impl JoinToken {
 
 /// A text that is not a join token. Does not repeat the text, which may hold a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this is not a join token: {0}; `plimsoll device token` makes one (plj1.<id>.<secret>.<fingerprint>)")]
+#[error(
+    "this is not a join token: {0}; `plimsoll device token` makes one (plj1.<id>.<secret>.<fingerprint>)"
+)]
 pub struct TokenError(pub &'static str);
 
 impl FromStr for JoinToken {
@@ -51,7 +53,8 @@ impl FromStr for JoinToken {
         if *tag != "plj1" {
             return Err(TokenError("it does not start with plj1"));
         }
-        let hex = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+        let hex =
+            |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
         if !hex(id) || id.len() > 32 || !hex(secret) || secret.len() != 32 {
             return Err(TokenError("its id or secret is damaged"));
         }
@@ -110,7 +113,9 @@ mod tests {
     #[test]
     fn a_damaged_token_is_refused_without_repeating_it() {
         let good = JoinToken { id: "a1".into(), secret: "0".repeat(32), ca: Digest::of(b"ca") }.reveal();
-        for bad in ["", "plj1", "x", &good.replace("plj1", "plj2"), &good[..good.len() - 1], &format!("{good}.x")] {
+        for bad in
+            ["", "plj1", "x", &good.replace("plj1", "plj2"), &good[..good.len() - 1], &format!("{good}.x")]
+        {
             let error = bad.parse::<JoinToken>().unwrap_err().to_string();
             assert!(!error.contains(&"0".repeat(32)), "{error}");
         }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::{DeviceIdentity, DeviceId, TenantId};
+use crate::{DeviceId, DeviceIdentity, TenantId};
 
 /// Before the tenant in every topic.
 pub const ROOT: &str = "plimsoll/1";
@@ -116,7 +116,10 @@ impl Topic {
 
     /// The filters that a device may subscribe to: exactly these texts, or any topic they match.
     pub fn subscriptions(who: &DeviceIdentity) -> [String; 2] {
-        [format!("{ROOT}/{}/{}/dn/+", who.tenant, who.device), Self::AllConfig(who.tenant.clone()).to_string()]
+        [
+            format!("{ROOT}/{}/{}/dn/+", who.tenant, who.device),
+            Self::AllConfig(who.tenant.clone()).to_string(),
+        ]
     }
 }
 
@@ -151,10 +154,20 @@ mod tests {
     #[test]
     fn what_is_not_a_topic_is_nothing() {
         for bad in [
-            "", "/", "plimsoll/1", "plimsoll/1/acme", "plimsoll/2/acme/cam/up/state", "plimsoll/1/acme/cam/up",
-            "plimsoll/1/acme/cam/up/state/x", "plimsoll/1/acme/+/up/state", "plimsoll/1/acme/cam/up/#",
-            "$share/g/plimsoll/1/acme/cam/up/state", "plimsoll/1/acme/cam/sideways/state", "é/x",
-            "plimsoll/1/acme/cam/dn/state", "plimsoll/1//cam/up/state",
+            "",
+            "/",
+            "plimsoll/1",
+            "plimsoll/1/acme",
+            "plimsoll/2/acme/cam/up/state",
+            "plimsoll/1/acme/cam/up",
+            "plimsoll/1/acme/cam/up/state/x",
+            "plimsoll/1/acme/+/up/state",
+            "plimsoll/1/acme/cam/up/#",
+            "$share/g/plimsoll/1/acme/cam/up/state",
+            "plimsoll/1/acme/cam/sideways/state",
+            "é/x",
+            "plimsoll/1/acme/cam/dn/state",
+            "plimsoll/1//cam/up/state",
         ] {
             assert!(Topic::parse(bad).is_err(), "{bad:?} was accepted");
         }

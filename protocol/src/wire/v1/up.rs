@@ -224,7 +224,10 @@ pub enum JobPhase {
 impl JobPhase {
     /// Whether nothing more will come of the order.
     pub const fn is_end(self) -> bool {
-        matches!(self, Self::Active | Self::Failed | Self::RolledBack | Self::NotApplicable | Self::Superseded)
+        matches!(
+            self,
+            Self::Active | Self::Failed | Self::RolledBack | Self::NotApplicable | Self::Superseded
+        )
     }
 }
 
