@@ -12,11 +12,14 @@ use plimsoll_agent::identity::{EnrollError, EnrollOptions, enroll};
 use plimsoll_agent::{causes, check, driver, serve, tls};
 use plimsoll_protocol::wire::v1::JoinToken;
 use plimsoll_protocol::{DeviceId, ModelName};
+use plimsoll_runtime::RuntimeError;
 
 /// Something was tried and did not work.
 const FAILED: u8 = 1;
 /// The command line or the settings are wrong.
 const USAGE: u8 = 2;
+/// A file, a signature or a model is not what it must be.
+const REFUSED: u8 = 3;
 
 /// Runs signed machine-learning models on this device, and keeps them up to date with its fleet.
 #[derive(Parser)]
@@ -171,7 +174,11 @@ fn status(end: anyhow::Result<u8>) -> Result<(), End> {
     match end {
         Ok(0) => Ok(()),
         Ok(code) => Err(End(code, String::new())),
-        Err(error) => Err(End(FAILED, format!("{error:#}"))),
+        Err(error) => {
+            let refused =
+                matches!(error.downcast_ref(), Some(RuntimeError::Refused(_) | RuntimeError::Manifest(_)));
+            Err(End(if refused { REFUSED } else { FAILED }, format!("{error:#}")))
+        }
     }
 }
 

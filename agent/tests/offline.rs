@@ -162,3 +162,23 @@ async fn a_device_that_never_enrolled_says_what_to_do_and_a_wrong_setting_names_
     let (code, text) = run(args.iter().map(|a| (*a).to_owned()).collect()).await;
     assert!(code == Some(2) && text.contains("join token") && !text.contains(&token), "{code:?} {text}");
 }
+
+#[tokio::test]
+async fn a_tampered_bundle_is_refused_by_name_and_with_status_3() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = testing::classifier_manifest(4, 3);
+    let _ = testing::write_bundle(dir.path(), &testing::classifier(4, 3, 1.0), manifest);
+    let model = dir.path().join("model.onnx");
+    let mut bytes = std::fs::read(&model).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&model, bytes).unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"))
+        .args(["run", "--listen", "127.0.0.1:0", "--bundle"])
+        .arg(dir.path())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(30), run).await.unwrap().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{words}");
+    assert!(words.contains("model.onnx is not the file that bundle.json lists"), "{words}");
+}
