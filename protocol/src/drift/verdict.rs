@@ -20,6 +20,10 @@ pub const MIN_PSI: f64 = 0.1;
 /// Independent samples before a verdict. At 300 chance alone reaches a PSI of 0.096 once in a thousand with ten
 /// bins: below that, [`MIN_PSI`] would mean nothing.
 pub const MIN_N_EFF: f64 = 300.0;
+/// A gross change does not wait for [`MIN_N_EFF`]: from here on, counts that are large for their own size are measured
+/// as they are. Five values a cell in twelve cells are the least at which a chi-square says what chance reaches. The
+/// extra looks cost no honesty: the evidence is an e-value, which may be taken at any time.
+pub const MIN_GROSS_N_EFF: f64 = 60.0;
 /// A share of missing or unreadable values so much above the reference's is a fault …
 const FAULT_EXCESS: f64 = 0.05;
 /// … once so many values were due: five faults of a hundred are no accident, one of three may be.
@@ -158,8 +162,8 @@ impl Standing {
     /// Faults aside: gathering, watch or quiet.
     fn measured(feature: &FeatureBaseline, counts: &FeatureCounts) -> Self {
         let n_eff = feature.n_eff(counts.values(feature).iter().sum());
-        let shift = if n_eff < MIN_N_EFF { None } else { Shift::of(feature, counts).ok() };
-        match shift {
+        let shift = if n_eff < MIN_GROSS_N_EFF { None } else { Shift::of(feature, counts).ok() };
+        match shift.filter(|shift| n_eff >= MIN_N_EFF || shift.is_large()) {
             Some(shift) if shift.is_large() => Self::Watch(shift),
             Some(shift) => Self::Quiet(shift),
             None => {
@@ -279,6 +283,10 @@ impl Memory {
         self.evidence.add(ln_e_window(feature.values(), counts.values(feature), shift.n_eff));
         self.large = (self.large << 1 | u8::from(shift.is_large())) & 0b111;
         let often = self.large.count_ones() >= 2;
+        if self.large == 0 && self.evidence.value() >= THRESHOLD {
+            // A change that is over must not vouch for the next one.
+            self.evidence = ShiryaevRoberts::default();
+        }
         match (shift.is_large(), often && self.evidence.value() >= THRESHOLD) {
             (_, true) => Standing::Drift(shift),
             (true, false) => Standing::Watch(shift),

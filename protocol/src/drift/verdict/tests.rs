@@ -49,6 +49,31 @@ fn a_model_that_became_unsure_is_in_verdict_after_two_windows_and_says_so() {
 }
 
 #[test]
+fn a_gross_change_is_told_by_small_windows_and_is_over_when_it_is_over() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let base = baseline(Order::Unordered, confident(&mut rng, 500, 0.95), confidence());
+    let mut judge = Judge::new(&base);
+    let mut next = |centre: f32| {
+        let w = window(&base, confident(&mut rng, 90, centre).into_iter().map(Cell::from));
+        judge.judge(&base, &w).unwrap().remove(0)
+    };
+    assert!(
+        matches!(next(0.95).standing, Standing::Gathering { .. }),
+        "90 usual values are too few to say anything"
+    );
+    let unsure: Vec<Verdict> = (0..3).map(|_| next(0.4)).collect();
+    assert!(unsure[2].is_alarm(), "{}", unsure[2]);
+    let better: Vec<Verdict> = (0..16).map(|_| next(0.95)).collect();
+    assert!(matches!(better[15].standing, Standing::Quiet(_) | Standing::Gathering { .. }), "{}", better[15]);
+    assert!(
+        better[15].evidence < 1000.0,
+        "what is over does not vouch for the next change: {}",
+        better[15].evidence
+    );
+    assert!(matches!(next(0.4).standing, Standing::Watch(_)), "one small window is no proof");
+}
+
+#[test]
 fn a_thousand_quiet_windows_raise_no_alarm() {
     let mut rng = StdRng::seed_from_u64(2);
     let base = baseline(Order::Unordered, confident(&mut rng, 1000, 0.95), confidence());
