@@ -23,7 +23,8 @@ impl Binaries {
         })
     }
 
-    fn at(dir: &Path) -> Result<Self> {
+    /// The programs of one folder; a test that puts another program in a device's place makes such a folder.
+    pub fn at(dir: &Path) -> Result<Self> {
         for name in ["plimsoll-server", "plimsoll-agent", "plimsoll"] {
             if !dir.join(name).is_file() {
                 bail!("{} is missing: run `cargo build --workspace --bins`", dir.join(name).display());

@@ -47,8 +47,16 @@ pub(super) struct FetchJob {
     pub ram_bytes: u64,
 }
 
+/// Names the program that children are started with, where the kernel cannot execute this one by itself: under
+/// user-mode emulation without binfmt it is the wrapper that starts the emulator. Whoever sets the agent's
+/// environment also chooses its program, so nothing is trusted here that was not before.
+const PROGRAM_VARIABLE: &str = "PLIMSOLL_AGENT_PROGRAM";
+
 /// This program, for its children. The link in `/proc` still names it after an upgrade replaced the file.
 pub(super) fn own_program() -> PathBuf {
+    if let Some(program) = std::env::var_os(PROGRAM_VARIABLE) {
+        return PathBuf::from(program);
+    }
     std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"))
 }
 
