@@ -83,6 +83,20 @@ pub struct Status {
     pub serve_restarts: u64,
     /// Messages refused: foreign, malformed, unsupported.
     pub messages_refused: u64,
+    /// Models whose data have moved away from their reference.
+    #[serde(default)]
+    pub drift: Vec<DriftAlarm>,
+}
+
+/// A model whose data have moved, by this device's own judgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftAlarm {
+    /// Model.
+    pub model: ModelName,
+    /// Version that runs.
+    pub version: semver::Version,
+    /// One sentence a feature, with numbers.
+    pub features: Vec<String>,
 }
 
 /// A request on its way to the driver, with where the answer goes.
@@ -217,6 +231,11 @@ pub fn render(status: &Status) -> String {
         let reason = job.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
         let _ = writeln!(out, "order       {} {} {phase}{reason}", job.model, job.version);
     }
+    for alarm in &status.drift {
+        for feature in &alarm.features {
+            let _ = writeln!(out, "drift       {} {}: {feature}", alarm.model, alarm.version);
+        }
+    }
     out
 }
 
@@ -246,6 +265,11 @@ mod tests {
             outbox_dropped: 0,
             serve_restarts: 0,
             messages_refused: 0,
+            drift: vec![DriftAlarm {
+                model: ModelName::new("meter").unwrap(),
+                version: "1.0.0".parse().unwrap(),
+                features: vec!["sharpness fell from 2 to 0.1 on average".into()],
+            }],
         }
     }
 
@@ -285,8 +309,15 @@ mod tests {
     #[test]
     fn the_status_reads_well() {
         let text = render(&status());
-        for words in ["acme.cam-1", "meter 1.0.0", "on trial", "paused", "not connected: refused", "starting"]
-        {
+        for words in [
+            "acme.cam-1",
+            "meter 1.0.0",
+            "on trial",
+            "paused",
+            "not connected: refused",
+            "starting",
+            "sharpness fell",
+        ] {
             assert!(text.contains(words), "{words:?} is missing in\n{text}");
         }
     }

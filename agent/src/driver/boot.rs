@@ -7,6 +7,7 @@ use plimsoll_protocol::Incarnation;
 use plimsoll_protocol::wire::v1::Severity;
 use tokio::sync::mpsc;
 
+use super::drift::Drifts;
 use super::reports::Reports;
 use super::timer::Every;
 use super::windows::Windows;
@@ -138,6 +139,7 @@ pub(super) fn boot(
         stats: Vec::new(),
         child_rss: 0,
         windows: Windows::open(&state),
+        drifts: Drifts::open(&state),
         done,
         program,
         tasks: Default::default(),

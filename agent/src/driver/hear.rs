@@ -135,6 +135,10 @@ impl Driver {
                 if let Err(error) = self.windows.save(|digest| kept.contains(digest)) {
                     tracing::warn!(error = crate::causes(&error), "the windows' counters are not durable");
                 }
+                let running = self.core.running();
+                if let Err(error) = self.drifts.save(|model| running.iter().any(|r| r.model == *model)) {
+                    tracing::warn!(error = crate::causes(&error), "what is known about drift is not durable");
+                }
             }
             Answer::Stats { models, rss_bytes } => {
                 self.child_rss = rss_bytes;
@@ -211,6 +215,7 @@ impl Driver {
             outbox_dropped: self.outbox.dropped(),
             serve_restarts: self.serve_restarts,
             messages_refused: self.messages_refused,
+            drift: self.drifts.alarms(),
         }
     }
 }

@@ -17,6 +17,7 @@
 
 mod boot;
 pub mod child;
+mod drift;
 mod effects;
 mod hear;
 mod reports;
@@ -100,6 +101,7 @@ struct Driver {
     stats: Vec<ModelHealth>,
     child_rss: u64,
     windows: Windows,
+    drifts: drift::Drifts,
 
     done: mpsc::Sender<Done>,
     tasks: BTreeMap<(ModelName, Digest), tokio::task::AbortHandle>,

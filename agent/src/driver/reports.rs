@@ -99,6 +99,12 @@ impl Driver {
     /// A part of a closed measurement window.
     pub(super) fn report_window(&mut self, report: DriftReport) {
         self.windows.closed(report.digest, report.index);
+        // The last window of a version that was just replaced is the server's to count; nobody acts on it here.
+        if self.core.running().iter().any(|r| r.model == report.model && r.digest == report.digest) {
+            for event in self.drifts.take(&report, &self.slots.dir(report.digest)) {
+                self.report(Report::Event(event));
+            }
+        }
         self.push(Up::Drift, report);
     }
 
@@ -252,7 +258,7 @@ fn log(event: &Event) {
 }
 
 /// At most [`MAX_TEXT`] bytes, cut at a character's edge.
-fn cut(mut text: String) -> String {
+pub(super) fn cut(mut text: String) -> String {
     if text.len() > MAX_TEXT {
         let end = (0..=MAX_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
