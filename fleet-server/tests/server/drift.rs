@@ -1,0 +1,159 @@
+//! Six cameras of one version; two lenses blur.
+
+use plimsoll_protocol::Digest;
+use plimsoll_protocol::api::{DeviceInfo, DriftInfo};
+use plimsoll_protocol::drift::baseline::ImageStatistic;
+use plimsoll_protocol::drift::{Baseline, Cell, Column, Order, Source, Window};
+use plimsoll_protocol::wire::v1::{DriftReport, JobPhase, JobReport, Up};
+use serde_json::Value;
+
+use crate::cam::{Cam, envelope};
+use crate::rig::{Bundle, Publisher, Rig, put_blob, until};
+
+fn baseline() -> Baseline {
+    let values = (0..500).map(|i| Cell::from((i * 37 % 500) as f32 / 500.0)).collect();
+    let source = Source::Image { tensor: "x".into(), statistic: ImageStatistic::Sharpness };
+    let sharpness = Column { name: "sharpness".into(), source, range: None, categorical: false, values };
+    Baseline::fit(&[sharpness], Order::Unordered).unwrap()
+}
+
+fn bundle() -> Bundle {
+    let plain = Bundle::new("1.0.0");
+    let file = baseline().to_bytes();
+    let mut manifest: Value = serde_json::from_slice(&plain.manifest).unwrap();
+    manifest["files"].as_array_mut().unwrap().push(serde_json::json!({
+        "path": "baseline.json", "size": file.len(), "sha256": Digest::of(&file),
+    }));
+    manifest["baseline"] = "baseline.json".into();
+    let files = plain.files.iter().cloned().chain([file]).collect();
+    Bundle { version: plain.version.clone(), manifest: manifest.to_string().into_bytes(), files }
+}
+
+struct Camera {
+    cam: Cam,
+    digest: Digest,
+    seq: u64,
+    windows: u64,
+}
+
+impl Camera {
+    async fn publish(&mut self, kind: Up, body: impl serde::Serialize) {
+        self.seq += 1;
+        let seq = self.seq;
+        self.cam.publish(kind, envelope(seq, body)).await;
+        self.cam
+            .until("the acknowledgement", |m| {
+                let acked = m.acks.iter().flat_map(|a| &a.ranges).any(|r| (r.1..=r.2).contains(&seq));
+                acked.then_some(())
+            })
+            .await;
+    }
+
+    async fn runs(&mut self) {
+        let report = JobReport {
+            generation: 1,
+            rollout: None,
+            model: "meter".parse().unwrap(),
+            version: "1.0.0".parse().unwrap(),
+            digest: self.digest,
+            phase: JobPhase::Active,
+            reason: None,
+            running: Some(self.digest),
+        };
+        self.publish(Up::Job, report).await;
+    }
+
+    async fn window(&mut self, blurred: bool) {
+        let base = baseline();
+        let mut window = Window::open(&base, 0);
+        for i in 0..100u32 {
+            let sharp = ((self.windows as u32 * 100 + i) * 37 % 500) as f32 / 500.0;
+            window.observe(&base, &[Cell::from(if blurred { 0.001 } else { sharp })]).unwrap();
+        }
+        let report = DriftReport {
+            model: "meter".parse().unwrap(),
+            version: "1.0.0".parse().unwrap(),
+            digest: self.digest,
+            index: self.windows,
+            part: (0, 1),
+            window,
+        };
+        self.windows += 1;
+        self.publish(Up::Drift, report).await;
+    }
+}
+
+async fn attributed(rig: &Rig) -> Vec<String> {
+    let all = rig.get("/events?limit=1000").await;
+    let of_drift = all.as_array().unwrap().iter().filter(|e| e["code"] == "drift.attributed");
+    of_drift.map(|e| e["text"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn drifting(rig: &Rig) -> Vec<String> {
+    let devices: Vec<DeviceInfo> = serde_json::from_value(rig.get("/devices").await).unwrap();
+    devices.iter().filter(|d| !d.drift.is_empty()).map(|d| d.device.to_string()).collect()
+}
+
+#[tokio::test]
+async fn two_blurred_lenses_of_six_are_the_devices_and_not_the_model_also_after_a_restart() {
+    let rig = Rig::start().await;
+    let publisher = Publisher::new();
+    publisher.init(&rig).await;
+    let bundle = bundle();
+    for bytes in bundle.blobs() {
+        assert!(put_blob(&rig, &bytes).await.status().is_success());
+    }
+    let upload = publisher.role(&rig, std::slice::from_ref(&bundle), &publisher.release).await;
+    assert_eq!(publisher.upload(&rig, &upload).await.status(), 200);
+    let token = rig.join_token(6, 5).await;
+    let mut cameras = Vec::new();
+    for n in 0..6 {
+        let device = rig.enrol(&token, &format!("cam-{n}")).await;
+        let cam = Cam::connect(&rig, &device, &[]);
+        let mut camera = Camera { cam, digest: bundle.digest(), seq: 0, windows: 0 };
+        camera.runs().await;
+        for _ in 0..4 {
+            camera.window(false).await;
+        }
+        cameras.push(camera);
+    }
+    assert_eq!(drifting(&rig).await, Vec::<String>::new());
+    let sharp: Vec<DriftInfo> = serde_json::from_value(rig.get("/devices/cam-3/drift").await).unwrap();
+    assert_eq!((sharp[0].windows, sharp[0].samples, sharp[0].features[0].alarm), (4, 100, false));
+
+    for n in [1, 4] {
+        for _ in 0..3 {
+            cameras[n].window(true).await;
+        }
+    }
+    assert_eq!(drifting(&rig).await, ["cam-1", "cam-4"]);
+    let words = "meter: the devices themselves (cam-1, cam-4), not the model";
+    let told = until(&rig, "the attribution", async || {
+        attributed(&rig).await.into_iter().find(|text| text.starts_with(words))
+    })
+    .await;
+    assert!(told.contains("look at their lenses and their light"), "{told}");
+    assert!(told.contains("cam-4: sharpness fell from 0.499"), "{told}");
+    let blurred: Vec<DriftInfo> = serde_json::from_value(rig.get("/devices/cam-4/drift").await).unwrap();
+    assert!(blurred[0].features[0].alarm && blurred[0].features[0].text.starts_with("sharpness fell"));
+    assert!(!blurred[0].features[0].bars.is_empty());
+    assert!(blurred[0].cause.as_ref().unwrap().contains("not the model"), "{:?}", blurred[0].cause);
+    let page = rig.page("/").send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("not the model: the others are as before"), "{page}");
+    let page = rig.page("/devices/cam-4").send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("class=\"chart alarm\"") && page.contains("Where it comes from"), "{page}");
+
+    let before = attributed(&rig).await;
+    let rig = rig.restart().await;
+    until(&rig, "the rebuilt state", async || (drifting(&rig).await.len() == 2).then_some(())).await;
+    cameras[1].window(true).await;
+    assert_eq!(attributed(&rig).await, before, "what the journal says is not said again");
+    for _ in 0..16 {
+        cameras[1].window(false).await;
+        cameras[4].window(false).await;
+    }
+    assert_eq!(drifting(&rig).await, Vec::<String>::new());
+    let events = rig.get("/events?limit=1000").await;
+    let over = events.as_array().unwrap().iter().find(|e| e["code"] == "drift.over").unwrap();
+    assert!(over["text"].as_str().unwrap().starts_with("meter: no device drifts any more"), "{over}");
+}
