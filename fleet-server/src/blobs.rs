@@ -90,8 +90,7 @@ impl Blobs {
         fs::metadata(self.path(digest)).await.ok().map(|m| m.len())
     }
 
-    /// Stores what arrives, when it has the digest announced. Answers its length. A blob that is there already is
-    /// read to its end and not written again.
+    /// Stores what arrives, when it has the digest announced. Answers its length.
     pub async fn put<S, E>(&self, digest: Digest, max: u64, mut body: S) -> Result<u64, BlobError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
@@ -126,6 +125,23 @@ impl Blobs {
         drop(file);
         self.publish(partial, &digest).await.map_err(io)?;
         Ok(length)
+    }
+
+    /// Reads what arrives for a blob that is there already to its end, and forgets it: an answer before the end closes
+    /// the connection under a sender that is still writing, who then hears of a broken pipe and not of success.
+    pub async fn skip<S, E>(&self, digest: Digest, max: u64, mut body: S) -> Result<(), BlobError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        let mut length = 0;
+        while let Some(chunk) = body.next().await {
+            length += chunk.map_err(|e| BlobError::Interrupted { digest, why: e.to_string() })?.len() as u64;
+            if length > max {
+                return Err(BlobError::TooBig { digest, max });
+            }
+        }
+        Ok(())
     }
 
     /// Stores bytes in memory under their digest.
@@ -230,6 +246,18 @@ mod tests {
             0,
             "partial files are removed"
         );
+    }
+
+    #[tokio::test]
+    async fn what_arrives_again_is_read_to_its_end_within_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let digest = blobs.put_bytes(b"hello world").await.unwrap();
+        let mut again = chunks(&["hello ", "world"]);
+        blobs.skip(digest, 11, &mut again).await.unwrap();
+        assert!(again.next().await.is_none(), "the sender was cut off");
+        let long = blobs.skip(digest, 10, chunks(&["hello ", "world"])).await.unwrap_err();
+        assert!(matches!(long, BlobError::TooBig { .. }), "{long}");
     }
 
     #[tokio::test]

@@ -76,10 +76,12 @@ pub async fn blob(
 ) -> Answer<StatusCode> {
     need(&caller, Role::Publisher)?;
     let digest: Digest = id(&digest)?;
+    let body = body.into_data_stream();
     if app.blobs.length(&digest).await.is_some() {
+        app.blobs.skip(digest, MAX_FILE_BYTES, body).await?;
         return Ok(StatusCode::OK);
     }
-    app.blobs.put(digest, MAX_FILE_BYTES, body.into_data_stream()).await?;
+    app.blobs.put(digest, MAX_FILE_BYTES, body).await?;
     Ok(StatusCode::CREATED)
 }
 
