@@ -44,6 +44,24 @@ impl Api {
             .with_context(|| format!("GET {url}: {}", String::from_utf8_lossy(&body)))
     }
 
+    /// PUT of a path under `/api/v1/`: status and body, whatever they are.
+    pub async fn put(&self, path: &str, body: Vec<u8>) -> Result<(u16, String)> {
+        let url = format!("{}/api/v1/{path}", self.base);
+        let request = self.client.put(&url).bearer_auth(&self.token);
+        let request = request.header("content-type", "application/json").body(body);
+        let response = request.send().await.with_context(|| format!("PUT {url}"))?;
+        let status = response.status().as_u16();
+        Ok((status, response.text().await.with_context(|| format!("PUT {url}"))?))
+    }
+
+    /// GET of a path outside `/api/v1/` by somebody without a token: a page, the numbers.
+    pub async fn page(&self, path: &str) -> Result<String> {
+        let url = format!("{}{path}", self.base);
+        let response = self.client.get(&url).send().await.with_context(|| format!("GET {url}"))?;
+        let response = response.error_for_status().with_context(|| format!("GET {url}"))?;
+        response.text().await.with_context(|| format!("GET {url}"))
+    }
+
     /// All devices.
     pub async fn devices(&self) -> Result<Vec<DeviceInfo>> {
         self.get("devices").await

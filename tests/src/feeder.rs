@@ -101,7 +101,7 @@ fn count(tally: &mut Tally, image: &Image, outcome: Result<(usize, String)>) {
 }
 
 /// One request; the digit with the largest score and the version that answered.
-async fn ask(client: &reqwest::Client, url: &str, pixels: Vec<f32>) -> Result<(usize, String)> {
+pub(crate) async fn ask(client: &reqwest::Client, url: &str, pixels: Vec<f32>) -> Result<(usize, String)> {
     let body =
         json!({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": pixels}]});
     let response = client.post(url).json(&body).send().await.context("no answer")?;

@@ -11,6 +11,7 @@ mod feeder;
 mod fleet;
 mod process;
 mod replay;
+mod site;
 mod wait;
 
 pub use api::Api;
@@ -19,4 +20,5 @@ pub use feeder::{Feeder, Tally};
 pub use fleet::{Agent, Fleet, Settings};
 pub use process::Process;
 pub use replay::{Image, Replay};
+pub use site::{MODEL, Order, STEP, Site};
 pub use wait::until;

@@ -23,6 +23,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Process {
     name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
     log: PathBuf,
     pid: Arc<AtomicU32>,
     starts: Arc<AtomicU64>,
@@ -33,17 +35,43 @@ pub struct Process {
 impl Process {
     /// Starts `program args…`; its output is appended to `log`.
     pub fn start(name: &str, program: &Path, args: &[OsString], log: &Path) -> Result<Self> {
-        let (stop, stopped) = watch::channel(false);
-        let pid = Arc::new(AtomicU32::new(0));
-        let starts = Arc::new(AtomicU64::new(0));
-        let first = spawn(program, args, log)?;
-        let keeper = tokio::spawn(keep(
+        let mut process = Self {
+            name: name.to_owned(),
+            program: program.to_owned(),
+            args: args.to_vec(),
+            log: log.to_owned(),
+            pid: Arc::default(),
+            starts: Arc::default(),
+            stop: watch::Sender::new(false),
+            keeper: None,
+        };
+        process.up()?;
+        Ok(process)
+    }
+
+    /// Starts it when it is down.
+    pub fn up(&mut self) -> Result<()> {
+        if self.keeper.is_some() {
+            return Ok(());
+        }
+        let first = spawn(&self.program, &self.args, &self.log)?;
+        self.stop.send_replace(false);
+        self.keeper = Some(tokio::spawn(keep(
             first,
-            (program.to_owned(), args.to_vec(), log.to_owned()),
-            (Arc::clone(&pid), Arc::clone(&starts)),
-            stopped,
-        ));
-        Ok(Self { name: name.to_owned(), log: log.to_owned(), pid, starts, stop, keeper: Some(keeper) })
+            (self.program.clone(), self.args.clone(), self.log.clone()),
+            (Arc::clone(&self.pid), Arc::clone(&self.starts)),
+            self.stop.subscribe(),
+        )));
+        Ok(())
+    }
+
+    /// SIGTERM, and waits until it has ended; it stays down until [`Self::up`].
+    pub async fn down(&mut self) -> Result<()> {
+        self.stop.send_replace(true);
+        if let Some(keeper) = self.keeper.take() {
+            keeper.await.with_context(|| format!("the keeper of {} failed", self.name))?;
+        }
+        Ok(())
     }
 
     /// For messages.
@@ -74,11 +102,7 @@ impl Process {
 
     /// SIGTERM, and waits until it has ended; it is not started again.
     pub async fn stop(mut self) -> Result<()> {
-        let _ = self.stop.send(true);
-        if let Some(keeper) = self.keeper.take() {
-            keeper.await.with_context(|| format!("the keeper of {} failed", self.name))?;
-        }
-        Ok(())
+        self.down().await
     }
 
     /// The last lines that it wrote, for a failure's message.
