@@ -13,9 +13,11 @@ use crate::auth::Auth;
 use crate::blobs::Blobs;
 use crate::ca::Ca;
 use crate::clock;
+use crate::drift::Drift;
 use crate::fleet::Fleet;
 use crate::gateway::GatewayHandle;
 use crate::metrics::Metrics;
+use crate::outputs::Baselines;
 use crate::rollouts::Book;
 use crate::store::{NewAudit, NewEvent, Store, StoreError};
 use crate::trust::TrustService;
@@ -55,6 +57,10 @@ pub struct App {
     pub trust: TrustService,
     /// Devices in memory.
     pub fleet: Fleet,
+    /// What the devices' windows say.
+    pub drift: Drift,
+    /// Baselines of published bundles.
+    pub baselines: Baselines,
     /// Rollouts in memory. Its lock serialises everything that plans.
     pub book: Mutex<Book>,
     /// Counters.

@@ -4,8 +4,9 @@
 //! is lost with the process (who is connected, the last health) comes back with the next message of each device.
 
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
+use plimsoll_fleet_core::evidence::Outputs;
 use plimsoll_fleet_core::view::Running;
 use plimsoll_fleet_core::{Attributes, Bundle, Facts, JobView};
 use plimsoll_protocol::api::{DeviceInfo, JobInfo};
@@ -31,6 +32,8 @@ pub struct Device {
     pub desired: Option<Desired>,
     /// Its MQTT connection stands.
     pub connected: bool,
+    /// What its models answered lately.
+    pub outputs: Arc<Outputs>,
 }
 
 impl Device {
@@ -43,6 +46,7 @@ impl Device {
             last_seen_ms: None,
             desired: None,
             connected: false,
+            outputs: Arc::default(),
         }
     }
 
@@ -115,6 +119,7 @@ impl Device {
             online: self.connected,
             running: running.collect(),
             jobs,
+            outputs: Arc::clone(&self.outputs),
         }
     }
 
@@ -143,6 +148,7 @@ impl Device {
             generation: self.desired.as_ref().map_or(0, |d| d.generation),
             jobs: ordered.collect(),
             waiting,
+            drift: Vec::new(),
         }
     }
 }

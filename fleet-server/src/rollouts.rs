@@ -201,9 +201,9 @@ impl Book {
     fn render(&self, facts: &BTreeMap<DeviceId, Facts>, rollout: &Rollout) -> RolloutInfo {
         let state = &rollout.state;
         let now = crate::clock::now_ms();
-        let stages = fleets::view(facts, &self.rollouts, rollout)
-            .map(|view| summary::stage_infos(&view, rollout, now))
-            .unwrap_or_default();
+        let view = fleets::view(facts, &self.rollouts, rollout).ok();
+        let stages = view.as_ref().map(|v| summary::stage_infos(v, rollout, now)).unwrap_or_default();
+        let live = view.and_then(|v| v.outputs).map(|o| o.evidence);
         let history = self.history.get(&state.id).map_or(&[][..], Vec::as_slice);
         RolloutInfo {
             id: state.id.clone(),
@@ -215,6 +215,7 @@ impl Book {
             ended_ms: state.ended_ms,
             stages,
             history: history[history.len().saturating_sub(HISTORY_SHOWN)..].to_vec(),
+            evidence: live.or_else(|| state.evidence.clone()),
         }
     }
 

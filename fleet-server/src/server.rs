@@ -17,12 +17,14 @@ use crate::auth::Auth;
 use crate::blobs::Blobs;
 use crate::ca::{Ca, ServerCertificate, TlsConfigs};
 use crate::config::Config;
+use crate::drift::{self, Drift};
 use crate::fleet::Fleet;
 use crate::gateway::{self, Gateway};
 use crate::http::listener::{Handover, Listener};
 use crate::http::{device, listener, operator};
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
+use crate::outputs::{self, Baselines};
 use crate::rollouts::Book;
 use crate::store::Store;
 use crate::store::embedded::{Embedded, Opened, open_or_recover};
@@ -79,6 +81,8 @@ impl Server {
             ca,
             trust,
             fleet,
+            drift: Drift::default(),
+            baselines: Baselines::default(),
             book: Mutex::new(book),
             metrics: Metrics::default(),
             addresses: OnceLock::new(),
@@ -87,6 +91,7 @@ impl Server {
             wake: Notify::new(),
             changes: watch::Sender::new(0),
         });
+        outputs::load(&app).await?;
         let outside =
             |address: std::net::SocketAddr| (!address.ip().is_loopback()).then(|| Arc::clone(&tls.https));
         let mqtt = gateway::Config {
@@ -128,6 +133,7 @@ impl Server {
         let tasks = vec![
             tokio::spawn(listener::serve(operators, stop())),
             tokio::spawn(listener::serve(devices, stop())),
+            tokio::spawn(drift::rebuild(Arc::clone(&app))),
             tokio::spawn(reconciler::run(Arc::clone(&app), config.tick, stop())),
             tokio::spawn(housekeeping(Arc::clone(&app), embedded, certificate, hosts)),
         ];

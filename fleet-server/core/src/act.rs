@@ -144,6 +144,8 @@ pub fn start(existing: &[Rollout], spec: ValidSpec, new: NewRollout) -> Result<S
         stages: Vec::new(),
         approved: 0,
         accepted_ms: None,
+        stopped_for: None,
+        evidence: None,
     };
     Ok(Started {
         rollout: Rollout { state, members: BTreeMap::new() },

@@ -5,10 +5,12 @@
 //! of the model has the device. Several models of one device share one document under one generation.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use plimsoll_protocol::wire::v1::{Desired, DesiredModel};
 use plimsoll_protocol::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 
+use crate::evidence::{self, Outputs};
 use crate::planner::{self, Plan};
 use crate::rollout::{Bundle, Rollout};
 use crate::selector::{Attributes, Selector, SelectorError};
@@ -28,6 +30,8 @@ pub struct Facts {
     pub running: BTreeMap<ModelName, Running>,
     /// The newest job report for each model and digest; at least for the last order of each model.
     pub jobs: BTreeMap<ModelName, Vec<JobView>>,
+    /// What its models answered lately. Shared with who keeps it: facts are gathered at every tick.
+    pub outputs: Arc<Outputs>,
 }
 
 /// One tick: the plan of every rollout that may still act, newest first, so that a device that matches two goes to
@@ -85,7 +89,9 @@ pub fn view(
         };
         (device.clone(), seen)
     };
-    Ok(FleetView { devices: devices.iter().map(one).collect(), readings: Vec::new() })
+    let seen: BTreeMap<DeviceId, DeviceView> = devices.iter().map(one).collect();
+    let outputs = evidence::weigh(rollout, &seen, |device| devices.get(device).map(|f| &*f.outputs));
+    Ok(FleetView { devices: seen, readings: Vec::new(), outputs })
 }
 
 fn of_model<'a>(rollouts: &'a [Rollout], model: &'a ModelName) -> impl Iterator<Item = &'a Rollout> {

@@ -14,6 +14,7 @@
 //! | [`view`] | what is known about the devices |
 //! | [`outcome`] | what became of an order on one device? |
 //! | [`gate`] | is it well with those that have it? |
+//! | [`evidence`] | does it answer as surely as the version before did? |
 //! | [`planner`] | who is next? |
 //! | [`act`] | what may a person do to a rollout? |
 //! | [`summary`] | where does it stand, in words? |
@@ -21,6 +22,7 @@
 
 pub mod act;
 pub mod cohort;
+pub mod evidence;
 pub mod fleet;
 pub mod gate;
 pub mod outcome;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_protocol::api::{RolloutSpec, RolloutStatus};
+use plimsoll_protocol::api::{OutputEvidence, RolloutSpec, RolloutStatus};
 use plimsoll_protocol::ids::RolloutId;
 use plimsoll_protocol::wire::v1::JobPhase;
 use plimsoll_protocol::{DeviceId, Digest, UnixMillis};
@@ -60,6 +60,13 @@ pub struct RolloutState {
     pub approved: usize,
     /// Bad answers up to this server time were seen and accepted by a person who resumed the rollout.
     pub accepted_ms: Option<UnixMillis>,
+    /// Why it was stopped, in words, once it was: said again when everybody is back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_for: Option<String>,
+    /// What the answers of the version said when it was last decided on them: when a stage was done, or when it was
+    /// stopped. Windows go; the reason stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<OutputEvidence>,
 }
 
 /// A stage that was started.

@@ -290,6 +290,25 @@ fn check_numbers(spec: &RolloutSpec) -> Result<(), SpecError> {
     if !(0.5..=0.999_999).contains(&gate.confidence) {
         return Err(range("gate.confidence", gate.confidence, "0.5 to 0.999999 are allowed; 0.99 is usual"));
     }
+    let outputs = &gate.outputs;
+    if !(0.01..=1.0).contains(&outputs.max_confidence_drop) {
+        let allowed = "0.01 to 1 are allowed; 1 switches the gate off";
+        return Err(range("gate.outputs.max_confidence_drop", outputs.max_confidence_drop, allowed));
+    }
+    if !(0.5..=0.999_999).contains(&outputs.confidence) {
+        let allowed = "0.5 to 0.999999 are allowed; 0.999 is usual";
+        return Err(range("gate.outputs.confidence", outputs.confidence, allowed));
+    }
+    if outputs.min_readings == 0 {
+        return Err(range(
+            "gate.outputs.min_readings",
+            0,
+            "at least one reading, or there is nothing to compare",
+        ));
+    }
+    if outputs.max_wait_s > MAX_SOAK_S {
+        return Err(range("gate.outputs.max_wait_s", outputs.max_wait_s, "at most 30 days (2592000)"));
+    }
     if gate.silent_after_s == 0 {
         return Err(range("gate.silent_after_s", 0, "at least a second, or every device is silent at once"));
     }

@@ -20,13 +20,13 @@ pub fn stage_infos(view: &FleetView, rollout: &Rollout, now: impl Into<Now>) -> 
     let spec = &rollout.state.spec;
     (0..spec.stages.len())
         .map(|stage| match rollout.state.stages.get(stage) {
-            Some(_) => started(rollout, &census, stage, now),
+            Some(_) => started(view, rollout, &census, stage, now),
             None => ahead(rollout, &census, stage, waiting),
         })
         .collect()
 }
 
-fn started(rollout: &Rollout, census: &Census, stage: usize, now: Now) -> StageInfo {
+fn started(view: &FleetView, rollout: &Rollout, census: &Census, stage: usize, now: Now) -> StageInfo {
     let counts = census.stages.get(stage).cloned().unwrap_or_default();
     let tally = counts.tally;
     let ordered = tally.filling() + tally.not_applicable;
@@ -34,7 +34,11 @@ fn started(rollout: &Rollout, census: &Census, stage: usize, now: Now) -> StageI
     let is_last = rollout.state.is_last(stage);
     let unfilled = if is_last { 0 } else { places.saturating_sub(tally.filling()) };
     let done = rollout.state.stages.get(stage).is_some_and(|s| s.done_ms.is_some());
-    let held = if done { None } else { holding(&rollout.state, stage, &counts, unfilled, now) };
+    let held = if done {
+        None
+    } else {
+        holding(&rollout.state, stage, &counts, unfilled, view.outputs.as_ref(), now)
+    };
     let busy = tally.under_way + tally.away > 0 || unfilled > 0;
     let state = match (done, busy, rollout.state.status) {
         (true, ..) => "done",

@@ -6,6 +6,7 @@ use plimsoll_protocol::ids::RolloutId;
 use plimsoll_protocol::wire::v1::JobPhase;
 use plimsoll_protocol::{DeviceId, Digest, UnixMillis};
 
+use crate::evidence::Weighed;
 use crate::gate::Reading;
 use crate::rollout::Bundle;
 
@@ -42,6 +43,8 @@ pub struct FleetView {
     /// Judgements of evidence beyond answers (drift, failed requests, accuracy), made outside of the planner and
     /// weighed with its own.
     pub readings: Vec<Reading>,
+    /// What the version answers beside the one before; `None` when the gate is off or nobody has the version yet.
+    pub outputs: Option<Weighed>,
 }
 
 /// One device, as one rollout sees it. Cheap to make: the fields are what the planner compares.

@@ -164,6 +164,11 @@ fn describe(d: &DeviceInfo) -> String {
         let why = job.reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
         lines.push(format!("order      {} {}: {}{why}", job.model, job.version, phase(job.phase)));
     }
+    for alarm in &d.drift {
+        let cause = if alarm.cause.is_empty() { "where from is not known yet" } else { alarm.cause.as_str() };
+        lines.push(format!("drift      {} {}: {cause}", alarm.model, alarm.version));
+        lines.extend(alarm.features.iter().map(|f| format!("           {f}")));
+    }
     lines.extend(d.waiting.as_ref().map(|w| format!("waits      {w}")));
     lines.join("\n")
 }
@@ -194,6 +199,22 @@ mod tests {
             "meter 1.1.0: self testing",
         ];
         assert_eq!(row(&device()), expect);
+    }
+
+    #[test]
+    fn a_device_whose_data_drift_says_how_far_and_where_from() {
+        let mut d = device();
+        d.drift = serde_json::from_value(json!([{
+            "model": "meter", "version": "1.0.0", "features": ["sharpness fell from 2 to 0.1 on average; PSI 6"],
+            "cause": "the devices themselves (cam-1), not the model",
+        }]))
+        .unwrap();
+        let text = describe(&d);
+        assert!(
+            text.contains("drift      meter 1.0.0: the devices themselves (cam-1), not the model"),
+            "{text}"
+        );
+        assert!(text.contains("\n           sharpness fell from 2"), "{text}");
     }
 
     #[test]

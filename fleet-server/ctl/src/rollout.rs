@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use plimsoll_protocol::api::{RolloutAction, RolloutInfo, RolloutStatus, StageInfo};
+use plimsoll_protocol::api::{
+    DeviceOutputs, OutputEvidence, RolloutAction, RolloutInfo, RolloutStatus, StageInfo,
+};
 use plimsoll_protocol::ids::RolloutId;
 
 use crate::api::Api;
@@ -156,8 +158,22 @@ fn describe(info: &RolloutInfo) -> String {
         table(
             &["STAGE", "STATE", "DEVICES", "WELL", "FAILED", "SILENT", "BUSY", "CANNOT", "WAITS FOR"],
             &rows
-        )
-    )
+        ),
+    ) + &info.evidence.as_ref().map(evidence).unwrap_or_default()
+}
+
+/// The answers of both versions, device by device.
+fn evidence(evidence: &OutputEvidence) -> String {
+    let mean = |mean: Option<f64>| mean.map_or_else(|| "-".to_owned(), |m| format!("{m:.2}"));
+    let row = |d: &DeviceOutputs, has_it: &str| {
+        let (before, after) = (mean(d.before), mean(d.after));
+        let counts = (d.before_readings.to_string(), d.after_readings.to_string());
+        vec![d.device.to_string(), has_it.into(), before, counts.0, after, counts.1]
+    };
+    let rows: Vec<_> = evidence.canaries.iter().map(|d| row(d, "yes")).collect();
+    let rows: Vec<_> = rows.into_iter().chain(evidence.controls.iter().map(|d| row(d, "no"))).collect();
+    let head = ["DEVICE", "HAS IT", "CONFIDENCE BEFORE", "READINGS", "SINCE", "READINGS"];
+    format!("\n\nEvidence: {}\n\n{}", evidence.text, table(&head, &rows))
 }
 
 fn stage(s: &StageInfo) -> Vec<String> {

@@ -13,15 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use plimsoll_protocol::wire::v1::{Ack, Down, FleetConfig, Severity, Topic};
-use plimsoll_protocol::{DeviceId, DeviceIdentity, TenantId, UnixMillis};
+use plimsoll_fleet_core::evidence::OutputWindow;
+use plimsoll_protocol::wire::v1::{Ack, Down, DriftReport, FleetConfig, Severity, Topic};
+use plimsoll_protocol::{DeviceId, DeviceIdentity, Digest, TenantId, UnixMillis};
 use tokio::sync::mpsc;
 
 use crate::app::App;
 use crate::gateway::{CommitError, DeviceCertificate, Handler, Inbound, Notice};
 use crate::metrics::one;
-use crate::store::{Change, Outcome};
-use crate::{ca, clock};
+use crate::store::{Change, Outcome, ReportBody, ReportWrite};
+use crate::{ca, clock, outputs};
 
 use self::parse::{Parsed, Poison};
 use self::ranges::Committed;
@@ -51,17 +52,30 @@ impl Ingest {
     async fn commit_batch(&self, batch: Arc<[Inbound]>) -> Result<(), CommitError> {
         let now = clock::now_ms();
         let Parsed { reports, health, poison } = parse::batch(&batch, now);
+        let mut windows = Vec::with_capacity(reports.len());
+        for report in &reports {
+            windows.push(self.window_of(&report.body, now).await);
+        }
+        let mut drifts: Vec<_> = reports.iter().enumerate().filter_map(drift_of).collect();
         let numbers: Vec<_> = reports.iter().map(|r| (r.device.clone(), r.inc, r.boot, r.seq)).collect();
         let outcomes = if reports.is_empty() {
             Vec::new()
         } else {
             self.app.store.commit_reports(reports).await.map_err(|e| CommitError(chain(&e)))?
         };
+        drifts.retain(|(at, ..)| matches!(outcomes.get(*at), Some(Outcome::Fresh(_))));
         let mut committed = Committed::default();
         let mut news = false;
-        for ((device, inc, boot, seq), outcome) in numbers.into_iter().zip(outcomes) {
+        for (((device, inc, boot, seq), outcome), window) in numbers.into_iter().zip(outcomes).zip(windows) {
             committed.add(&device, inc, boot, seq);
+            if let (Outcome::Fresh(_), Some((digest, window))) = (&outcome, window) {
+                outputs::keep(&self.app, &device, digest, window);
+                news = true;
+            }
             news |= self.take_over(&device, outcome, now);
+        }
+        for (_, device, report) in drifts {
+            self.app.drift.heard(&self.app, &device, &report).await;
         }
         for (device, report) in health {
             self.app.fleet.update(&device, |d| {
@@ -79,6 +93,12 @@ impl Ingest {
             self.app.changes.send_modify(|n| *n += 1);
         }
         Ok(())
+    }
+
+    /// What the gate on outputs keeps of a report.
+    async fn window_of(&self, body: &ReportBody, now: UnixMillis) -> Option<(Digest, OutputWindow)> {
+        let ReportBody::Drift(report) = body else { return None };
+        Some((report.digest, outputs::reduce(&self.app, report, now).await?))
     }
 
     /// Memory follows the store. Answers whether the planner should look.
@@ -179,6 +199,12 @@ impl Handler for Ingest {
         // Fails only when the server is stopping and nobody looks any more.
         let _ = self.notices.send(notice);
     }
+}
+
+/// A window, with its place among the reports of a batch.
+fn drift_of((at, report): (usize, &ReportWrite)) -> Option<(usize, DeviceId, DriftReport)> {
+    let ReportBody::Drift(drift) = &report.body else { return None };
+    Some((at, report.device.clone(), (**drift).clone()))
 }
 
 /// Who is connected, and what was refused.

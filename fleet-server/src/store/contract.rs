@@ -165,6 +165,8 @@ pub fn rollout(epoch: u64, reason: &str) -> RolloutState {
         stages: vec![],
         approved: 0,
         accepted_ms: None,
+        stopped_for: None,
+        evidence: None,
     }
 }
 

@@ -89,6 +89,14 @@ pub trait Reports {
     fn commit_reports(&self, reports: Vec<ReportWrite>) -> Reply<'_, Vec<Outcome>>;
     /// The newest drift windows of a device and a bundle, oldest first.
     fn drift(&self, device: &DeviceId, model: &ModelName, digest: &Digest) -> Reply<'_, Vec<DriftRecord>>;
+    /// The newest `limit` records of the same, newest first: parts of windows, so the last window may lack some.
+    fn newest_drift(
+        &self,
+        device: &DeviceId,
+        model: &ModelName,
+        digest: &Digest,
+        limit: usize,
+    ) -> Reply<'_, Vec<DriftRecord>>;
 }
 
 /// What happened, for people: events and the audit log.

@@ -28,6 +28,11 @@ pub(super) fn fragment(page: &DevicePage) -> Markup {
         @if !page.drift.is_empty() {
             section aria-labelledby="h-drift" {
                 h2 id="h-drift" { "Drift: last measurement window against the baseline" }
+                @for alarm in device.drift.iter().filter(|a| !a.cause.is_empty()) {
+                    p class="reason stop" {
+                        strong { (alarm.model) " " (alarm.version) } " drifts here. Where it comes from: " (alarm.cause) "."
+                    }
+                }
                 div class="charts" { @for chart in page.drift { (histogram(chart)) } }
             }
         }

@@ -1,5 +1,7 @@
 //! The front page: the fleet in numbers, its rollouts, its devices, its models, what happened.
 
+use std::collections::BTreeMap;
+
 use maud::{Markup, html};
 use plimsoll_protocol::UnixMillis;
 use plimsoll_protocol::api::{DeviceInfo, EventInfo, RolloutInfo};
@@ -22,6 +24,7 @@ pub(super) fn fragment(page: &FleetPage) -> Markup {
     html! {
         h1 class="hidden" { "Fleet " (page.server.tenant) }
         (summary(page, &ordered))
+        (drifting(page.devices))
         section id="rollouts" aria-labelledby="h-rollouts" {
             h2 id="h-rollouts" { "Rollouts" }
             @if ordered.is_empty() {
@@ -89,6 +92,34 @@ fn summary(page: &FleetPage, rollouts: &[&RolloutInfo]) -> Markup {
     }
 }
 
+/// Where data have moved, in words: a sentence a model, with the devices that it is about.
+fn drifting(devices: &[DeviceInfo]) -> Markup {
+    let mut models: BTreeMap<&str, (&str, Vec<&str>)> = BTreeMap::new();
+    for device in devices {
+        for alarm in &device.drift {
+            let entry = models.entry(alarm.model.as_str()).or_insert_with(|| (&alarm.cause, Vec::new()));
+            entry.1.push(device.device.as_str());
+        }
+    }
+    html! {
+        @if !models.is_empty() {
+            section id="drift" aria-labelledby="h-drift" {
+                h2 id="h-drift" { "Drift" }
+                @for (model, (cause, devices)) in &models {
+                    p class="reason stop" {
+                        strong { (model) } " on "
+                        @for (at, device) in devices.iter().enumerate() {
+                            @if at > 0 { ", " }
+                            a href={ "/devices/" (device) } { (device) }
+                        }
+                        @if !cause.is_empty() { ": " (cause) "." }
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn is_recent_alarm(event: &EventInfo, now: UnixMillis) -> bool {
     event.severity == Severity::Alarm && now.saturating_sub(event.at_ms) < RECENT_MS
 }
@@ -133,6 +164,7 @@ fn row(device: &DeviceInfo, now: UnixMillis) -> Markup {
             th scope="row" { a id={ "device-" (name) } href={ "/devices/" (name) } { (name) } }
             td data-label="State" {
                 (words::chip(tone, &state))
+                @if !device.drift.is_empty() { " " (words::chip(Tone::Bad, "Drift")) }
                 @if let Some(why) = &device.waiting { span class="why" { (why) } }
             }
             td data-label="Runs" {

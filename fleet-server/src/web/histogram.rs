@@ -65,6 +65,11 @@ const LABELS: usize = 5;
 /// The reference as wide hatched bars, the window as narrow solid bars in front of them: two shapes, told apart
 /// without colour. The numbers are in a table below, for whoever cannot or will not read a picture.
 pub fn histogram(chart: &Histogram) -> Markup {
+    compared(chart, "Baseline", "Now", "Drift")
+}
+
+/// The same for any two sets of shares, named for the legend; `alarm` is the word of its chip.
+pub fn compared(chart: &Histogram, one: &str, other: &str, alarm: &str) -> Markup {
     let highest = chart.bars.iter().map(|(_, p, q)| p.max(*q)).fold(0.0, f64::max);
     let (top, step) = scale(highest);
     let slot = (WIDTH - LEFT) / chart.bars.len().max(1) as f64;
@@ -80,11 +85,11 @@ pub fn histogram(chart: &Histogram) -> Markup {
         figure class={ "chart" @if chart.alarm { " alarm" } } {
             figcaption {
                 strong { (chart.feature) }
-                @if chart.alarm { (chip(Tone::Bad, "Drift")) }
+                @if chart.alarm { (chip(Tone::Bad, alarm)) }
                 span class="verdict" { (chart.text) }
             }
             svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-labelledby={ "t-" (id) " d-" (id) } {
-                title id={ "t-" (id) } { (chart.feature) ": share of each bin, baseline and now" }
+                title id={ "t-" (id) } { (chart.feature) ": share of each bin, " (one.to_lowercase()) " and " (other.to_lowercase()) }
                 desc id={ "d-" (id) } { (chart.text) }
                 @for tick in 0..=(top / step).round() as u32 {
                     @let share = f64::from(tick) * step;
@@ -108,13 +113,13 @@ pub fn histogram(chart: &Histogram) -> Markup {
                 }
             }
             p class="legend" {
-                span class="key" { svg viewBox="0 0 14 14" aria-hidden="true" { rect class="reference" width="14" height="14" {} } " Baseline" }
-                span class="key" { svg viewBox="0 0 14 14" aria-hidden="true" { rect class="now" x="3" width="8" height="14" {} } " Now" }
+                span class="key" { svg viewBox="0 0 14 14" aria-hidden="true" { rect class="reference" width="14" height="14" {} } " " (one) }
+                span class="key" { svg viewBox="0 0 14 14" aria-hidden="true" { rect class="now" x="3" width="8" height="14" {} } " " (other) }
             }
             details id={ "numbers-" (id) } class="fold" {
                 summary { "Numbers" }
                 table {
-                    thead { tr { th scope="col" { "Bin" } th scope="col" class="num" { "Baseline" } th scope="col" class="num" { "Now" } } }
+                    thead { tr { th scope="col" { "Bin" } th scope="col" class="num" { (one) } th scope="col" class="num" { (other) } } }
                     tbody {
                         @for (label, reference, now) in &chart.bars {
                             tr {

@@ -2,8 +2,9 @@
 
 use maud::{Markup, html};
 use plimsoll_protocol::UnixMillis;
-use plimsoll_protocol::api::{RolloutInfo, RolloutStatus, StageInfo};
+use plimsoll_protocol::api::{DeviceOutputs, OutputEvidence, RolloutInfo, RolloutStatus, StageInfo};
 
+use super::histogram::{self, Histogram};
 use super::words::{self, Tone};
 use super::{RolloutPage, fleet};
 
@@ -16,6 +17,7 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
         p class="crumbs" { a href="/#rollouts" { "Rollouts" } " / " (page.rollout.id) }
         h1 class="hidden" { "Rollout " (page.rollout.id) }
         (card(page.rollout, page.now_ms, false))
+        @if let Some(evidence) = &page.rollout.evidence { (self::evidence(evidence)) }
         section aria-labelledby="h-rules" {
             h2 id="h-rules" { "Rules" }
             dl class="facts" {
@@ -26,6 +28,11 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
                     (gate.max_silent_percent) " % are silent for " (gate.silent_after_s) " s, of at least "
                     (words::count(gate.min_sample.into(), "device")) " that answered, at "
                     ((gate.confidence * 1e4).round() / 100.0) " % confidence"
+                    @if gate.outputs.max_confidence_drop < 1.0 {
+                        "; or the mean confidence of its answers falls by more than "
+                        (gate.outputs.max_confidence_drop) " on the devices that have it and not on the others, at "
+                        ((gate.outputs.confidence * 1e4).round() / 100.0) " % confidence"
+                    }
                 }
                 dt { "Then" }
                 dd {
@@ -42,6 +49,49 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
         section aria-labelledby="h-devices" {
             h2 id="h-devices" { "Devices" }
             (fleet::device_table(page.devices, page.now_ms))
+        }
+    }
+}
+
+/// What the version answers beside the one before: in words, as a picture, device by device.
+fn evidence(evidence: &OutputEvidence) -> Markup {
+    let chart = Histogram {
+        feature: "Confidence of the devices with the new version".into(),
+        text: evidence.text.clone(),
+        alarm: evidence.stopped,
+        bars: evidence.bars.clone(),
+    };
+    html! {
+        section aria-labelledby="h-evidence" {
+            h2 id="h-evidence" { "Evidence" }
+            @if chart.bars.is_empty() { p { (evidence.text) } }
+            @else { (histogram::compared(&chart, "Version before", "New version", "Stopped")) }
+            div class="scroll" {
+                table {
+                    caption { "Mean confidence, device by device" }
+                    thead { tr {
+                        th scope="col" { "Device" } th scope="col" { "Has it" }
+                        th scope="col" class="num" { "Before" } th scope="col" class="num" { "Readings" }
+                        th scope="col" class="num" { "Since" } th scope="col" class="num" { "Readings" }
+                    } }
+                    tbody {
+                        @for device in &evidence.canaries { (compared_device(device, "yes")) }
+                        @for device in &evidence.controls { (compared_device(device, "no")) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn compared_device(row: &DeviceOutputs, has_it: &str) -> Markup {
+    let mean = |mean: Option<f64>| mean.map_or_else(|| "–".to_owned(), |m| format!("{m:.2}"));
+    html! {
+        tr {
+            th scope="row" { a href={ "/devices/" (row.device) } { (row.device) } }
+            td { (has_it) }
+            td class="num" { (mean(row.before)) } td class="num" { (words::number(row.before_readings)) }
+            td class="num" { (mean(row.after)) } td class="num" { (words::number(row.after_readings)) }
         }
     }
 }

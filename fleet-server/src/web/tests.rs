@@ -94,6 +94,7 @@ fn device(name: &str, version: &str, phase: JobPhase) -> DeviceInfo {
         generation: 4,
         jobs: vec![job(version, phase, None)],
         waiting: None,
+        drift: Vec::new(),
     }
 }
 
@@ -134,6 +135,7 @@ fn rollout(version: &str, status: RolloutStatus, reason: &str, stages: Vec<Stage
                 text: "canary: 2 of 2 devices passed the trial; observing for 20 s".into(),
             },
         ],
+        evidence: None,
     }
 }
 

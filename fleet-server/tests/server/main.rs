@@ -5,6 +5,7 @@
 mod blobs;
 mod cam;
 mod enrolment;
+mod evidence;
 mod kill;
 mod operators;
 mod publishing;

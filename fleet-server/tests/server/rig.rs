@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use plimsoll_protocol::api::{NewJoinToken, Problem, TokenCreated, TrustState, TrustUpload};
+use plimsoll_protocol::drift::Baseline;
 use plimsoll_protocol::trust::repository::{
     OFFLINE_LIFETIME_S, ROLE_LIFETIME_S, RootKeys, model_paths, sign_next,
 };
@@ -219,7 +220,11 @@ impl Publisher {
 
     /// Uploads files and metadata of a version.
     pub async fn publish(&self, rig: &Rig, version: &str) -> Bundle {
-        let bundle = Bundle::new(version);
+        self.publish_bundle(rig, Bundle::new(version)).await
+    }
+
+    /// Uploads files and metadata of a bundle.
+    pub async fn publish_bundle(&self, rig: &Rig, bundle: Bundle) -> Bundle {
         for bytes in bundle.blobs() {
             assert!(put_blob(rig, &bytes).await.status().is_success());
         }
@@ -248,17 +253,32 @@ pub struct Bundle {
 
 impl Bundle {
     pub fn new(version: &str) -> Self {
-        let files: Vec<Vec<u8>> = ["model", "input", "output"]
+        Self::build(version, None)
+    }
+
+    /// One that measures the confidence of its answers.
+    pub fn measured(version: &str, baseline: &Baseline) -> Self {
+        Self::build(version, Some(baseline.to_bytes()))
+    }
+
+    fn build(version: &str, baseline: Option<Vec<u8>>) -> Self {
+        let mut files: Vec<Vec<u8>> = ["model", "input", "output"]
             .iter()
             .map(|name| format!("{name} of {version}").into_bytes())
             .collect();
-        let paths = ["model.onnx", "golden/test_data_set_0/input_0.pb", "golden/test_data_set_0/output_0.pb"];
+        let mut paths =
+            vec!["model.onnx", "golden/test_data_set_0/input_0.pb", "golden/test_data_set_0/output_0.pb"];
+        let is_measured = baseline.is_some();
+        if let Some(baseline) = baseline {
+            paths.push("baseline.json");
+            files.push(baseline);
+        }
         let entries: Vec<Value> = paths
             .iter()
             .zip(&files)
             .map(|(path, bytes)| json!({ "path": path, "size": bytes.len(), "sha256": Digest::of(bytes) }))
             .collect();
-        let manifest = json!({
+        let mut manifest = json!({
             "format": 1, "model": "meter", "version": version, "created": "2026-01-01T00:00:00Z",
             "files": entries,
             "variants": [{ "name": "default", "entry": "model.onnx",
@@ -269,6 +289,9 @@ impl Bundle {
                         "tolerance": { "absolute": 1e-4, "relative": 1e-3, "top1": true },
                         "samples": [{ "inputs": [paths[1]], "outputs": [paths[2]] }] },
         });
+        if is_measured {
+            manifest["baseline"] = json!("baseline.json");
+        }
         let manifest = manifest.to_string().into_bytes();
         Self { version: version.parse().unwrap(), manifest, files }
     }

@@ -46,7 +46,6 @@ pub struct DriftInfo {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FeatureDrift {
     /// What is known.
-    #[serde(flatten)]
     pub verdict: Verdict,
     /// The same in words.
     pub text: String,

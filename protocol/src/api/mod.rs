@@ -1,5 +1,7 @@
 //! The operators' HTTP API, `/api/v1`: what `plimsoll` and the web page speak with the server.
 
+mod drift;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::RolloutId;
 use crate::wire::v1::{Birth, Health, JobPhase, RunningModel, Severity};
 use crate::{DeviceId, Digest, Generation, ModelName, UnixMillis};
+
+pub use drift::{DriftAlarm, DriftInfo, FeatureDrift};
 
 /// Error body, RFC 9457 (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +165,9 @@ pub struct DeviceInfo {
     pub jobs: Vec<JobInfo>,
     /// Why it waits, in words, when it does.
     pub waiting: Option<String>,
+    /// Models whose data have moved away from their reference here.
+    #[serde(default)]
+    pub drift: Vec<DriftAlarm>,
 }
 
 /// Where an order stands on a device.
@@ -231,10 +238,37 @@ pub struct GateSpec {
     pub max_silent_percent: f64,
     /// Confidence of the bounds, 0 to 1.
     pub confidence: f64,
+    /// What the version answers, compared with what the one before answered on the same devices.
+    pub outputs: OutputGate,
+}
+
+/// When a version is stopped for what it answers. Only models with class scores have a confidence to compare.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutputGate {
+    /// How far the mean confidence may fall, 0 to 1. More must be proven before the version is stopped; 1 switches
+    /// the gate off.
+    pub max_confidence_drop: f64,
+    /// Readings that a device needs with either version before the two are compared.
+    pub min_readings: u32,
+    /// Confidence of the proof, over all looks of the whole rollout, 0 to 1.
+    pub confidence: f64,
+    /// Longest that a stage waits for those readings after its last trial passed, seconds.
+    pub max_wait_s: u32,
+}
+
+impl Default for OutputGate {
+    /// A fall by 0.1 is what a person notices on a page, and above the 0.03 or so by which two good versions of one
+    /// model differ. With 100 readings before and after on two canaries, a fall of 0.31 is proven at the first look
+    /// (0.1 allowed, 0.21 of uncertainty), smaller ones with more. 99.9 %, so that the gate adds a tenth to the error
+    /// of the others. A window is closed after an hour at the latest; half an hour more is for slow lines.
+    fn default() -> Self {
+        Self { max_confidence_drop: 0.1, min_readings: 100, confidence: 0.999, max_wait_s: 5_400 }
+    }
 }
 
 impl Default for GateSpec {
-    /// 2 % failed, 2 % silent after 15 minutes, three devices, 99 %.
+    /// 2 % failed, 2 % silent after 15 minutes, three devices, 99 %; outputs as [`OutputGate`] says.
     fn default() -> Self {
         Self {
             max_failed_percent: 2.0,
@@ -242,6 +276,7 @@ impl Default for GateSpec {
             silent_after_s: 900,
             max_silent_percent: 2.0,
             confidence: 0.99,
+            outputs: OutputGate::default(),
         }
     }
 }
@@ -305,6 +340,62 @@ pub struct RolloutInfo {
     pub stages: Vec<StageInfo>,
     /// Newest last: every decision with its reason.
     pub history: Vec<Decision>,
+    /// What the version answers beside the one before: as measured now, or when the rollout was last decided on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<OutputEvidence>,
+}
+
+/// The answers of a new version beside those of the version before, on the same devices, and on devices that do not
+/// have it (controls) over the same days. Confidence is the highest class probability of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutputEvidence {
+    /// In words.
+    pub text: String,
+    /// Devices with the version, by name; the first few of many.
+    pub canaries: Vec<DeviceOutputs>,
+    /// Devices without it, by name; the first few of many.
+    pub controls: Vec<DeviceOutputs>,
+    /// Canaries with enough readings of both versions.
+    pub compared: u64,
+    /// Controls with enough readings before and since.
+    pub controls_compared: u64,
+    /// Mean confidence of the compared canaries, before and after; each device counts the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub means: Option<(f64, f64)>,
+    /// The same for the controls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_means: Option<(f64, f64)>,
+    /// The fall that is proven at the gate's confidence, whatever it is: negative when none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// The fall that is allowed.
+    pub allowed: f64,
+    /// Upper bound of the probability of such counts if nothing had changed; only worked out for a proven fall.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chance: Option<f64>,
+    /// How often was looked so far: once a window.
+    pub looks: u64,
+    /// The fall is proven, and the controls fell too: it may be the world.
+    pub vetoed: bool,
+    /// The rollout was stopped or paused on it.
+    pub stopped: bool,
+    /// Bins of confidence: label, share before, share after, over the compared canaries.
+    pub bars: Vec<(String, f64, f64)>,
+}
+
+/// Mean confidence of one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceOutputs {
+    /// Device.
+    pub device: DeviceId,
+    /// Readings with the version before (of a control: before the rollout).
+    pub before_readings: u64,
+    /// Their mean confidence.
+    pub before: Option<f64>,
+    /// Readings with the new version (of a control: since the rollout began).
+    pub after_readings: u64,
+    /// Their mean confidence.
+    pub after: Option<f64>,
 }
 
 /// Where a rollout stands.

@@ -180,8 +180,7 @@ impl Standing {
 pub struct Verdict {
     /// Feature.
     pub feature: String,
-    /// What is known.
-    #[serde(flatten)]
+    /// What is known. Not flattened: a shift names its feature too.
     pub standing: Standing,
     /// Shiryaev-Roberts statistic; [`THRESHOLD`] is an alarm.
     pub evidence: f64,

@@ -1,11 +1,12 @@
 //! Forwards: fill the open stage, finish it, start the next; or stop.
 
 use plimsoll_protocol::DeviceId;
-use plimsoll_protocol::api::{OnBreach, RolloutStatus};
+use plimsoll_protocol::api::{OnBreach, OutputEvidence, RolloutStatus};
 
 use super::recall;
 use super::work::{Census, StageCensus, Work};
 use crate::cohort;
+use crate::evidence::{self, Weighed};
 use crate::gate::{self, Reading, Verdict, devices};
 use crate::rollout::StageState;
 use crate::spec::{reach, stage_name};
@@ -19,6 +20,7 @@ pub(super) fn advance(work: &mut Work<'_>) {
     let open = census.stages.last().map(|s| s.tally).unwrap_or_default();
     let mut readings = gate::judge(&work.next.spec.gate, &census.all, &open);
     readings.extend(work.view.readings.iter().cloned());
+    readings.extend(work.view.outputs.iter().map(|outputs| outputs.reading.clone()));
     let worst = gate::worst(&readings).cloned();
     if let Some(breach) = worst.as_ref().filter(|r| r.verdict == Verdict::Breach)
         && stop(work, breach)
@@ -47,6 +49,9 @@ pub(super) fn serve_newcomers(work: &mut Work<'_>) {
 
 /// Acts on a breach. `false` when a person has to act and was already told so.
 fn stop(work: &mut Work<'_>, breach: &Reading) -> bool {
+    if work.next.spec.on_breach == OnBreach::Rollback || work.next.status != RolloutStatus::Paused {
+        keep_evidence(work, breach.gate == evidence::GATE);
+    }
     match work.next.spec.on_breach {
         OnBreach::Rollback => {
             work.next.status = RolloutStatus::RollingBack;
@@ -62,6 +67,15 @@ fn stop(work: &mut Work<'_>, breach: &Reading) -> bool {
             ));
             true
         }
+    }
+}
+
+/// Windows go with time; what was decided on stays with the rollout.
+fn keep_evidence(work: &mut Work<'_>, stopped: bool) {
+    if let Some(outputs) = &work.view.outputs {
+        // Once stopped on, also after a person resumed: what was accepted then is not asked again.
+        let stopped = stopped || work.next.evidence.as_ref().is_some_and(|e| e.stopped);
+        work.next.evidence = Some(OutputEvidence { stopped, ..outputs.evidence.clone() });
     }
 }
 
@@ -92,7 +106,7 @@ fn serve(work: &mut Work<'_>, stage: usize, census: &Census, doubt: Option<Readi
 
 /// Why a stage is not done, in words; `None` when it is.
 pub(super) fn hold(work: &Work<'_>, stage: usize, counts: &StageCensus, unfilled: u64) -> Option<String> {
-    holding(&work.next, stage, counts, unfilled, work.now)
+    holding(&work.next, stage, counts, unfilled, work.view.outputs.as_ref(), work.now)
 }
 
 /// Why `stage` is not done, in words; `None` when it is. `unfilled` of its places have no device.
@@ -101,6 +115,7 @@ pub(crate) fn holding(
     stage: usize,
     counts: &StageCensus,
     unfilled: u64,
+    outputs: Option<&Weighed>,
     now: Now,
 ) -> Option<String> {
     let opened = state.stages.get(stage)?;
@@ -132,8 +147,16 @@ pub(crate) fn holding(
     let soak_ms = state.spec.stages.get(stage).map_or(0, |s| i64::from(s.soak_s) * 1_000);
     let since_ms = counts.last_active_ms.unwrap_or(opened.opened_ms);
     let soaked_ms = since_ms.saturating_add(soak_ms);
-    (now_ms < soaked_ms)
-        .then(|| format!("{} active; stage wait ends in {}", of(tally.active), duration(soaked_ms - now_ms)))
+    if now_ms < soaked_ms {
+        let left = duration(soaked_ms - now_ms);
+        return Some(format!("{} active; stage wait ends in {left}", of(tally.active)));
+    }
+    let wanting = outputs.and_then(|o| o.wanting.as_ref())?;
+    let until_ms = since_ms.saturating_add(i64::from(state.spec.gate.outputs.max_wait_s) * 1_000);
+    (now_ms < until_ms).then(|| {
+        let left = duration(until_ms - now_ms);
+        format!("{} active; {wanting}; goes on without in {left}", of(tally.active))
+    })
 }
 
 struct TopUp {
@@ -195,8 +218,10 @@ fn finish_stage(work: &mut Work<'_>, stage: usize, counts: &StageCensus) {
     if let Some(state) = work.next.stages.get_mut(stage) {
         state.done_ms = Some(now_ms);
     }
-    let text = format!("{} is done: {}", stage_name(&work.next.spec, stage), tally_words(&counts.tally));
-    work.decide(text);
+    keep_evidence(work, false);
+    let outputs = work.view.outputs.as_ref().map(|o| format!("; {}", o.reading.text)).unwrap_or_default();
+    let name = stage_name(&work.next.spec, stage);
+    work.decide(format!("{name} is done: {}{outputs}", tally_words(&counts.tally)));
 }
 
 /// The last stage is done. There is nobody left to protect, so a doubt is said and not asked about.

@@ -11,6 +11,7 @@ use crate::rollout::{Member, Recall};
 /// Takes every order back: first of devices that run the version, then of those that may come to, then of the rest,
 /// whose goal must not stay on it either.
 pub(super) fn begin(work: &mut Work<'_>, why: &str) {
+    work.next.stopped_for = Some(why.to_owned());
     let mut queue: Vec<(u8, DeviceId)> =
         work.members().map(|(device, member)| (urgency(work, device, member), device.clone())).collect();
     queue.sort_unstable();
@@ -82,6 +83,9 @@ pub(super) fn follow(work: &mut Work<'_>) {
     }
     if nowhere > 0 {
         text.push_str(&format!("; no other version was there before on {}", devices(nowhere)));
+    }
+    if let Some(why) = &work.next.stopped_for {
+        text.push_str(&format!("; it was stopped because {why}"));
     }
     work.decide(text);
 }

@@ -11,6 +11,7 @@
 //! obey cam-1 cam-2 | all        devices do what they were told, and it is active; `all` are those connected
 //! say failed cam-1 : reason     a job report: waiting fetching probation failed rolled_back not_applicable …
 //! runs cam-1 1.0.0              its birth says so, whatever it reported before
+//! window 0.97 120 cam-1 | all | on 1.0.0    they close a window of 120 readings, mean confidence 0.97
 //! offline cam-1, online cam-1, gone cam-1, restart, pause r1 : why, resume r1, approve r1, abort r1
 //! show r1, why r1 cam-1, devices
 //! ```
@@ -20,7 +21,7 @@ use std::path::Path;
 
 use plimsoll_fleet_core::act::Action;
 use plimsoll_fleet_core::view::Running;
-use plimsoll_fleet_core::{Plan, act, fleet, summary};
+use plimsoll_fleet_core::{Facts, Plan, act, fleet, summary};
 use plimsoll_protocol::DeviceId;
 use plimsoll_protocol::api::OnBreach;
 use plimsoll_protocol::wire::v1::JobPhase;
@@ -110,6 +111,7 @@ impl Stage {
                 let running = Running { bundle: bundle(version), trial_passed: true };
                 self.world.devices.get_mut(&device(name)).unwrap().running.insert(model(), running);
             }
+            "window" => self.window(rest),
             "restart" => self.world.restart(),
             "pause" => self.act(rest, Action::Pause),
             "resume" => self.act(rest, Action::Resume),
@@ -120,6 +122,21 @@ impl Stage {
             "devices" => self.devices(),
             other => panic!("no command {other:?}"),
         }
+    }
+
+    fn window(&mut self, rest: &str) {
+        let mut words = rest.splitn(3, ' ');
+        let mean: f64 = words.next().unwrap().parse().unwrap();
+        let n: u32 = words.next().unwrap().parse().unwrap();
+        let whom = words.next().unwrap();
+        let names = match whom.strip_prefix("on ") {
+            Some(version) => {
+                let runs = |f: &Facts| f.running.get(&model()).is_some_and(|r| r.bundle == bundle(version));
+                self.world.devices.iter().filter(|(_, f)| runs(f)).map(|(d, _)| d.clone()).collect()
+            }
+            None => self.named(whom),
+        };
+        names.iter().for_each(|name| self.world.window(name, mean, n));
     }
 
     /// Devices by name; `all` are all that are connected.

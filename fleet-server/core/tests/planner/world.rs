@@ -1,11 +1,14 @@
 //! A fleet in memory that keeps what a server's store would keep, and devices that do as a test says.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use plimsoll_fleet_core::act::{self, ActError, Action, NewRollout, StartError};
+use plimsoll_fleet_core::evidence::OutputWindow;
 use plimsoll_fleet_core::view::{Now, Running};
 use plimsoll_fleet_core::{Bundle, Facts, JobView, Plan, Rollout, ValidSpec, fleet};
 use plimsoll_protocol::api::{GateSpec, OnBreach, RolloutSpec, StageSpec};
+use plimsoll_protocol::drift::Bins;
 use plimsoll_protocol::ids::RolloutId;
 use plimsoll_protocol::wire::v1::{Desired, JobPhase};
 use plimsoll_protocol::{DeviceId, Digest, ModelName, UnixMillis};
@@ -190,6 +193,22 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// The device closes a window of `n` readings with what it runs, their confidence within 0.01 of `mean`.
+    pub fn window(&mut self, name: &DeviceId, mean: f64, n: u32) {
+        let facts = self.devices.get_mut(name).unwrap();
+        let digest = facts.running.get(&model()).unwrap().bundle.digest;
+        let bins = Bins::unit();
+        let mut cells = vec![0; bins.value_cells()];
+        for i in 0..n {
+            let reading = mean + 0.01 * (f64::from(i % 3) - 1.0);
+            cells[bins.find((reading as f32).into())] += 1;
+        }
+        let index = facts.outputs.of(&digest).last().map_or(0, |w| w.index + 1);
+        let sum = mean * f64::from(n);
+        let window = OutputWindow { index, at_ms: self.now_ms, cells: cells.into(), sum, worth: 1.0 };
+        Arc::make_mut(&mut facts.outputs).add(digest, window);
     }
 
     /// A stop and a start of the server: only what is stored survives.

@@ -67,6 +67,15 @@ pub struct Start {
     /// Confidence of these bounds, 0 to 1.
     #[arg(long, value_name = "P")]
     confidence: Option<f64>,
+    /// How far the mean confidence of its answers may fall, 0.01 to 1; 1 switches this off.
+    #[arg(long, value_name = "DROP")]
+    max_confidence_drop: Option<f64>,
+    /// Readings that a device needs with either version before their confidence is compared.
+    #[arg(long, value_name = "N")]
+    min_readings: Option<u32>,
+    /// Longest that a stage waits for these readings.
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    readings_wait: Option<u32>,
     /// What happens when a bound is crossed.
     #[arg(long, value_enum)]
     on_breach: Option<Breach>,
@@ -109,6 +118,9 @@ impl Start {
         set(&mut spec.gate.max_failed_percent, &self.max_failed);
         set(&mut spec.gate.max_silent_percent, &self.max_silent);
         set(&mut spec.gate.confidence, &self.confidence);
+        set(&mut spec.gate.outputs.max_confidence_drop, &self.max_confidence_drop);
+        set(&mut spec.gate.outputs.min_readings, &self.min_readings);
+        set(&mut spec.gate.outputs.max_wait_s, &self.readings_wait);
         if let Some(breach) = self.on_breach {
             spec.on_breach = match breach {
                 Breach::Rollback => OnBreach::Rollback,
@@ -192,7 +204,8 @@ mod tests {
     #[test]
     fn flags_fill_the_specification() {
         let line = "start --model meter --version 1.1.0 --stages 2,100% --soak 3s --trial 4s --trial-requests 0 \
-                    --jitter 1s --silent-after 60s --min-sample 1 --on-breach pause";
+                    --jitter 1s --silent-after 60s --min-sample 1 --on-breach pause \
+                    --max-confidence-drop 0.2 --min-readings 50 --readings-wait 2m";
         let spec = spec(&line.replace("                    ", "")).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
         assert_eq!(json["stages"][0]["name"], "canary");
@@ -200,6 +213,8 @@ mod tests {
         assert_eq!(json["stages"][1]["name"], "all");
         assert_eq!((spec.stages[0].soak_s, spec.policy.trial_s, spec.policy.trial_requests), (3, 4, 0));
         assert_eq!((spec.policy.jitter_s, spec.gate.silent_after_s, spec.gate.min_sample), (1, 60, 1));
+        let outputs = &spec.gate.outputs;
+        assert_eq!((outputs.max_confidence_drop, outputs.min_readings, outputs.max_wait_s), (0.2, 50, 120));
         assert_eq!((spec.on_breach, spec.supersede), (OnBreach::Pause, false));
     }
 

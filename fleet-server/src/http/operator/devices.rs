@@ -24,9 +24,14 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Answer<axum::J
 pub async fn infos(app: &App) -> Vec<DeviceInfo> {
     let mut reasons = app.book.lock().await.reasons(app, clock::now_ms());
     let versions = fleet::versions(&app.trust.bundles());
-    app.fleet.read(|devices| {
-        devices.values().map(|d| d.info(&versions, reasons.remove(&d.record.device))).collect()
-    })
+    let infos = app.fleet.read(|devices| {
+        devices.values().map(|d| d.info(&versions, reasons.remove(&d.record.device))).collect::<Vec<_>>()
+    });
+    infos.into_iter().map(|info| with_drift(app, info)).collect()
+}
+
+fn with_drift(app: &App, info: DeviceInfo) -> DeviceInfo {
+    DeviceInfo { drift: app.drift.alarms(&info.device, &info.running), ..info }
 }
 
 /// `GET /devices/{device}`.
@@ -40,6 +45,7 @@ pub async fn show(
     let mut reasons = app.book.lock().await.reasons(&app, clock::now_ms());
     let versions = fleet::versions(&app.trust.bundles());
     let found = app.fleet.device(&device).map(|d| d.info(&versions, reasons.remove(&device)));
+    let found = found.map(|info| with_drift(&app, info));
     found.map(axum::Json).ok_or_else(|| Failure::not_found(format!("device {device} does not exist")))
 }
 
@@ -62,5 +68,6 @@ pub async fn revoke(
     app.event(Some(device.clone()), Severity::Warning, "device.revoked", text).await;
     let versions = fleet::versions(&app.trust.bundles());
     let found = app.fleet.device(&device).map(|d| d.info(&versions, None));
+    let found = found.map(|info| with_drift(&app, info));
     found.map(axum::Json).ok_or_else(|| Failure::not_found(format!("device {device} does not exist")))
 }

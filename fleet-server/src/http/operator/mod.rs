@@ -37,6 +37,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/models", get(publish::models))
         .route("/devices", get(devices::list))
         .route("/devices/{device}", get(devices::show))
+        .route("/devices/{device}/drift", get(drift::show))
         .route("/devices/{device}/revoke", post(devices::revoke))
         .route("/rollouts", get(rollouts::list).post(rollouts::start))
         .route("/rollouts/{id}", get(rollouts::show))

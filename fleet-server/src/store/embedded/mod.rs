@@ -278,6 +278,18 @@ impl Reports for Embedded {
     fn drift(&self, device: &DeviceId, model: &ModelName, digest: &Digest) -> Reply<'_, Vec<DriftRecord>> {
         self.all(&format!("drift/{device}/{model}/{digest}/"))
     }
+
+    fn newest_drift(
+        &self,
+        device: &DeviceId,
+        model: &ModelName,
+        digest: &Digest,
+        limit: usize,
+    ) -> Reply<'_, Vec<DriftRecord>> {
+        let prefix = format!("drift/{device}/{model}/{digest}/");
+        let found = self.kv.scan_back::<DriftRecord>(&prefix, &format!("{prefix}~"), limit);
+        Box::pin(ready(found.map(|found| found.into_iter().map(|(_, record)| record).collect())))
+    }
 }
 
 impl Journal for Embedded {

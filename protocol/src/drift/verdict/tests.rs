@@ -43,6 +43,8 @@ fn a_model_that_became_unsure_is_in_verdict_after_two_windows_and_says_so() {
     judge = serde_json::from_str(&serde_json::to_string(&judge).unwrap()).unwrap();
     let third = judge.judge(&base, &unsure).unwrap();
     assert!(matches!(third[0].standing, Standing::Drift(_)) && third[0].is_alarm(), "{}", third[0]);
+    let json = serde_json::to_string(&third[0]).unwrap();
+    assert_eq!(serde_json::from_str::<Verdict>(&json).unwrap(), third[0], "a verdict reads back");
     let text = third[0].to_string();
     assert!(text.starts_with("confidence fell from 0.8") && text.contains("on average; PSI "), "{text}");
     assert!(text.ends_with("over 400 samples"), "{text}");
