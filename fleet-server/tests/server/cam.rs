@@ -32,7 +32,8 @@ pub struct Memory {
     subscribed: bool,
     running: Option<DesiredModel>,
     seq: u64,
-    conn: u64,
+    /// Connections so far.
+    pub conn: u64,
 }
 
 pub struct Cam {

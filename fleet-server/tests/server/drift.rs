@@ -145,6 +145,11 @@ async fn two_blurred_lenses_of_six_are_the_devices_and_not_the_model_also_after_
 
     let before = attributed(&rig).await;
     let rig = rig.restart().await;
+    // Their births, when they come back, name no model.
+    for camera in &mut cameras {
+        camera.cam.until("the new connection", |m| (m.conn == 2).then_some(())).await;
+        camera.runs().await;
+    }
     until(&rig, "the rebuilt state", async || (drifting(&rig).await.len() == 2).then_some(())).await;
     cameras[1].window(true).await;
     assert_eq!(attributed(&rig).await, before, "what the journal says is not said again");
@@ -154,6 +159,7 @@ async fn two_blurred_lenses_of_six_are_the_devices_and_not_the_model_also_after_
     }
     assert_eq!(drifting(&rig).await, Vec::<String>::new());
     let events = rig.get("/events?limit=1000").await;
-    let over = events.as_array().unwrap().iter().find(|e| e["code"] == "drift.over").unwrap();
+    let over = events.as_array().unwrap().iter().find(|e| e["code"] == "drift.over");
+    let over = over.unwrap_or_else(|| panic!("nobody said that it is over: {events:#}"));
     assert!(over["text"].as_str().unwrap().starts_with("meter: no device drifts any more"), "{over}");
 }
