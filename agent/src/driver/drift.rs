@@ -131,9 +131,10 @@ impl Drifts {
         told.into_iter().collect()
     }
 
-    /// What is in alarm now.
-    pub fn alarms(&self) -> Vec<DriftAlarm> {
-        let drifting = self.judged.iter().filter(|(_, judged)| !judged.alarms.is_empty());
+    /// What is in alarm now, of the versions that `runs` says are in service.
+    pub fn alarms(&self, runs: impl Fn(&ModelName, Digest) -> bool) -> Vec<DriftAlarm> {
+        let in_service = self.judged.iter().filter(|(model, judged)| runs(model, judged.digest));
+        let drifting = in_service.filter(|(_, judged)| !judged.alarms.is_empty());
         let alarm = |(model, judged): (&ModelName, &Judged)| DriftAlarm {
             model: model.clone(),
             version: judged.version.clone(),

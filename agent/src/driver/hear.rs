@@ -199,6 +199,7 @@ impl Driver {
     }
 
     fn status(&self) -> Status {
+        let running = self.core.running();
         Status {
             identity: self.identity.as_ref().map(|i| i.who.to_string()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -209,13 +210,15 @@ impl Driver {
             connection: self.connection.clone(),
             generation: self.core.generation(),
             paused: self.core.record().paused,
-            models: self.core.running(),
+            models: running.clone(),
             jobs: self.core.jobs(),
             outbox_entries: self.outbox.len(),
             outbox_dropped: self.outbox.dropped(),
             serve_restarts: self.serve_restarts,
             messages_refused: self.messages_refused,
-            drift: self.drifts.alarms(),
+            drift: self
+                .drifts
+                .alarms(|model, digest| running.iter().any(|r| r.model == *model && r.digest == digest)),
         }
     }
 }
