@@ -1,8 +1,10 @@
 use plimsoll_protocol::api::RolloutSpec;
-use plimsoll_protocol::drift::{Cell, Column, Order, Window};
+use plimsoll_protocol::drift::{Baseline, Bins, Cell, Column, Order, Source, Window};
 use plimsoll_protocol::ids::RolloutId;
+use plimsoll_protocol::wire::v1::DriftReport;
 
 use super::*;
+use crate::gate::Verdict;
 use crate::rollout::{Answer, Bundle, RolloutState};
 use crate::view::Running;
 
@@ -295,7 +297,7 @@ fn windows_are_bounded_ordered_and_taken_once() {
     for n in 0..5_u8 {
         outputs.add(Digest::of(&[n]), window(200 + u64::from(n)));
     }
-    assert_eq!(outputs.0.len(), BUNDLES_KEPT);
+    assert_eq!((0..5_u8).filter(|n| !outputs.of(&Digest::of(&[*n])).is_empty()).count(), BUNDLES_KEPT);
     assert!(outputs.of(&digest).is_empty(), "the stalest bundle goes first");
 }
 
