@@ -4,6 +4,7 @@
 
 mod blobs;
 mod cam;
+mod drift;
 mod enrolment;
 mod evidence;
 mod kill;
