@@ -1,8 +1,10 @@
 //! What the story promised, held against what devices, applications and server say. Each check looks at two sides
 //! that could disagree.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
-use plimsoll_protocol::api::{DeviceInfo, RolloutInfo};
+use plimsoll_protocol::api::{DeviceInfo, JobInfo, RolloutInfo};
 use plimsoll_protocol::wire::v1::JobPhase;
 use plimsoll_tests::Fleet;
 
@@ -71,6 +73,70 @@ pub async fn rolled_out(fleet: &Fleet, rollout: &RolloutInfo, version: &str) -> 
 
 fn runs(device: &DeviceInfo, rollout: &RolloutInfo) -> bool {
     device.running.iter().any(|m| m.model.as_str() == MODEL && m.digest == rollout.digest && m.trial_passed)
+}
+
+/// It runs the version, and the trial of its order passed.
+pub fn settled(device: &DeviceInfo, rollout: &RolloutInfo) -> bool {
+    let passed = |j: &JobInfo| j.digest == rollout.digest && j.phase == Some(JobPhase::Active);
+    runs(device, rollout) && device.jobs.iter().any(passed)
+}
+
+/// A promise that was checked before and still holds.
+pub fn again(outcome: Outcome) -> Outcome {
+    Outcome { outcome: format!("again: {}", outcome.outcome), ..outcome }
+}
+
+/// The version was stopped for what it answered, and only the canaries ever had it.
+pub async fn stopped(fleet: &Fleet, rollout: &RolloutInfo, before: &[DeviceInfo]) -> Result<Vec<Outcome>> {
+    let ordered: Vec<u64> = rollout.stages.iter().map(|s| s.ordered).collect();
+    let failed: u64 = rollout.stages.iter().map(|s| s.failed).sum();
+    let evidence = rollout.evidence.clone().unwrap_or_default();
+    let canaries: Vec<&str> = evidence.canaries.iter().map(|d| d.device.as_str()).collect();
+    let digest = rollout.digest.to_string();
+    let mut had_it = Vec::new();
+    for agent in &fleet.agents {
+        if was_here(&agent.state, &digest)? {
+            had_it.push(agent.name.as_str());
+        }
+    }
+    // An order is a new generation of what a device should run; a control got none.
+    let now = fleet.api.devices().await?;
+    let ordered_anew =
+        |d: &&DeviceInfo| !before.iter().any(|b| b.device == d.device && b.generation == d.generation);
+    let got_orders: Vec<&str> = now.iter().filter(ordered_anew).map(|d| d.device.as_str()).collect();
+    let (sure, unsure) = evidence.means.unwrap_or_default();
+    Ok(vec![
+        outcome(
+            "1.2.0 passed its expected outputs on two canaries, and went no further",
+            ordered.iter().sum::<u64>() == 2 && failed == 0,
+            format!("ordered by stage: {ordered:?}, {failed} failed"),
+        ),
+        outcome(
+            "1.2.0 was rolled back, and the reason names its confidence",
+            evidence.stopped && rollout.reason.contains("confidence on") && sure - unsure > evidence.allowed,
+            rollout.reason.clone(),
+        ),
+        outcome(
+            "the other four never had 1.2.0, by the server's orders and by their disks",
+            got_orders == canaries && had_it.iter().all(|name| canaries.contains(name)),
+            format!("canaries {canaries:?}; orders went to {got_orders:?}, on the disks of {had_it:?}"),
+        ),
+    ])
+}
+
+/// Whether a bundle lies in a device's state folder, whole or in parts.
+fn was_here(state: &Path, digest: &str) -> Result<bool> {
+    for folder in ["slots", "staging"] {
+        let path = state.join(folder);
+        let Ok(entries) = std::fs::read_dir(&path) else { continue }; // not made yet
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot read {}", path.display()))?;
+            if entry.file_name().to_string_lossy() == digest {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// The answers that the applications got: the right version, the accuracy that training measured.

@@ -5,8 +5,8 @@
 //! local endpoint. Only waits are set short, by the same settings that a user has.
 
 mod build;
+mod chapter5;
 mod checks;
-#[cfg(test)] // until the chapter uses it
 mod lens;
 mod narrator;
 mod story;
