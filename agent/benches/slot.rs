@@ -16,7 +16,9 @@ use plimsoll_protocol::bundle::{Manifest, target_path};
 use plimsoll_protocol::trust::repository::{
     OFFLINE_LIFETIME_S, Online, ROLE_LIFETIME_S, Repository, RootKeys, model_paths, sign_next,
 };
-use plimsoll_protocol::trust::{Client, KeyPair, Response, Root, Signer, Step, Targets, TrustedDocs, Verified};
+use plimsoll_protocol::trust::{
+    Client, KeyPair, Response, Root, Signer, Step, Targets, TrustedDocs, Verified,
+};
 use plimsoll_protocol::{Digest, ModelName};
 
 const NOW: i64 = 1_800_000_000;
@@ -49,7 +51,11 @@ fn main() {
     report("hash_write_flush.agent", || stage(&manifest, &content));
     report("write_flush.dd", || {
         let to = format!("of={}", folder.path().join("copy").display());
-        run(Command::new("dd").arg(format!("if={}", plain.display())).arg(to).args(["bs=16K", "conv=fsync", "status=none"]));
+        run(Command::new("dd").arg(format!("if={}", plain.display())).arg(to).args([
+            "bs=16K",
+            "conv=fsync",
+            "status=none",
+        ]));
     });
 }
 
@@ -112,7 +118,8 @@ fn manifest(content: &[u8]) -> (Verified<Manifest>, Vec<u8>) {
         )]),
     };
     let repository = Repository::default().propose(&upload, &online, NOW).expect("sound").repository;
-    let trusted = TrustedDocs::from([("root.json".to_owned(), repository.root().unwrap_or_default().to_vec())]);
+    let trusted =
+        TrustedDocs::from([("root.json".to_owned(), repository.root().unwrap_or_default().to_vec())]);
     let mut client = Client::new(trusted, NOW).expect("sound");
     loop {
         match client.next() {
