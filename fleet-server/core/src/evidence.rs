@@ -18,7 +18,7 @@
 //!   within the limit is stopped wrongly with at most the stated probability, not only one that changed nothing;
 //! - **common**: most of the canaries that served the version before have answered enough, so that one odd device is
 //!   not taken for the version;
-//! - **not chance**: the averaged two-sample e-value of the canaries' bins ([`small_fleet`]) crosses too, which no
+//! - **not chance**: the averaged two-sample e-value of the canaries' bins ([`small_fleet`](plimsoll_protocol::drift::evidence::small_fleet)) crosses too, which no
 //!   single wild reading can make it do;
 //! - **not the world**: the fall of the controls is taken off. A proven fall that the controls explain is a veto: the
 //!   rollout does not go on by itself, a person decides. Controls that answered before are waited for: half of them

@@ -3,7 +3,7 @@
 //! Two shares are judged, failed and silent, each against the limit of the spec. Three answers are possible:
 //!
 //! - **breach**: the devices prove, at the confidence of the spec, that the share of the whole fleet would lie above
-//!   the limit. The proof may be looked at on every tick ([`crate::stats`]), and the two gates share the error
+//!   the limit. The proof may be looked at on every tick (`stats`), and the two gates share the error
 //!   budget equally. "2 % of 20" as a plain comparison would stop a healthy fleet with 1 % failures one time in
 //!   five; the proof does so less than one time in a hundred.
 //! - **doubt**: no proof, but an answer this bad had a chance below 5 % on a version at the limit. A person decides

@@ -221,6 +221,29 @@ mod tests {
     }
 
     #[test]
+    fn the_evidence_is_told_device_by_device() {
+        let device = |name: &str, after| DeviceOutputs {
+            device: name.parse().unwrap(),
+            before_readings: 120,
+            before: Some(0.971),
+            after_readings: 95,
+            after,
+        };
+        let evidence = OutputEvidence {
+            text: "confidence on camera-4 fell".into(),
+            canaries: vec![device("camera-4", Some(0.234))],
+            controls: vec![device("camera-1", None)],
+            ..OutputEvidence::default()
+        };
+        let text = describe(&RolloutInfo { evidence: Some(evidence), ..info("rolled_back") });
+        assert!(text.contains("\n\nEvidence: confidence on camera-4 fell\n\nDEVICE"), "{text}");
+        let line =
+            |name: &str| text.lines().find(|l| l.starts_with(name)).map(str::split_whitespace).unwrap();
+        assert_eq!(line("camera-4").collect::<Vec<_>>(), ["camera-4", "yes", "0.97", "120", "0.23", "95"]);
+        assert_eq!(line("camera-1").collect::<Vec<_>>(), ["camera-1", "no", "0.97", "120", "-", "95"]);
+    }
+
+    #[test]
     fn the_exit_code_of_following_says_how_it_ended() {
         let screen = Screen::new(Form::Json);
         assert!(ended(&info("completed"), &screen).is_ok());
