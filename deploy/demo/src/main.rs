@@ -6,6 +6,7 @@
 
 mod build;
 mod chapter5;
+mod chapter6;
 mod checks;
 mod lens;
 mod narrator;

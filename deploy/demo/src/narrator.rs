@@ -56,13 +56,28 @@ impl Narrator {
             println!("{}", serde_json::to_string_pretty(&document).context("the outcomes are no JSON")?);
             return Ok(all_hold);
         }
-        println!("\nOutcome                                                        holds  seen");
-        println!("{}", "-".repeat(110));
+        println!("\nHolds  Outcome, and what was seen\n{}", "-".repeat(100));
         for o in outcomes {
-            println!("{:<62} {:<6} {}", o.outcome, if o.holds { "yes" } else { "NO" }, o.seen);
+            println!("{:<6} {}", if o.holds { "yes" } else { "NO" }, o.outcome);
+            wrapped(&o.seen, 90).for_each(|line| println!("         {line}"));
         }
         let held = outcomes.iter().filter(|o| o.holds).count();
         println!("\n{held} of {} outcomes hold.", outcomes.len());
         Ok(all_hold)
     }
+}
+
+/// Lines of at most `width` characters, broken at spaces; a longer word stands alone.
+fn wrapped(text: &str, width: usize) -> impl Iterator<Item = String> {
+    let mut lines: Vec<String> = vec![];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.into_iter()
 }

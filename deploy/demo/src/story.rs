@@ -11,7 +11,7 @@ use plimsoll_tests::{Feeder, Fleet, Replay, until};
 
 use crate::lens::Lens;
 use crate::narrator::{Narrator, Outcome};
-use crate::{chapter5, checks};
+use crate::{chapter5, chapter6, checks};
 
 /// The model of the story.
 pub const MODEL: &str = "meter-reader";
@@ -49,7 +49,7 @@ pub async fn tell(fleet: &mut Fleet, narrator: &Narrator) -> Result<(Story, Vec<
     outcomes.extend(checks::enrolled(fleet).await?);
 
     narrator.chapter(2, &format!("{MODEL} 1.0.0 is packed, signed, published and rolled out to all"));
-    publish(fleet, narrator, "1.0.0").await?;
+    publish(fleet, narrator, "1.0.0", "1.0.0").await?;
     let id = start_rollout(fleet, narrator, "1.0.0", "100%").await?;
     let rollout = finished(fleet, narrator, &id, RolloutStatus::Completed).await?;
     let story = feed(fleet)?;
@@ -59,7 +59,7 @@ pub async fn tell(fleet: &mut Fleet, narrator: &Narrator) -> Result<(Story, Vec<
     outcomes.push(checks::answers("1.0.0", &story, 0.85));
 
     narrator.chapter(3, "1.1.0, a better model, goes canary -> all, while the cameras keep reading");
-    publish(fleet, narrator, "1.1.0").await?;
+    publish(fleet, narrator, "1.1.0", "1.1.0").await?;
     let id = start_rollout(fleet, narrator, "1.1.0", "2,100%").await?;
     let rollout = finished(fleet, narrator, &id, RolloutStatus::Completed).await?;
     outcomes.extend(checks::rolled_out(fleet, &rollout, "1.1.0").await?);
@@ -70,7 +70,7 @@ pub async fn tell(fleet: &mut Fleet, narrator: &Narrator) -> Result<(Story, Vec<
 
     narrator.chapter(4, "1.2.0 passes its expected outputs, is unsure in the field, and stops itself");
     narrator.say("   It was trained on wrongly scaled pixels. Nothing but what it answers shows it.");
-    publish(fleet, narrator, "1.2.0").await?;
+    publish(fleet, narrator, "1.2.0", "1.2.0").await?;
     let good = rollout;
     let before = fleet.api.devices().await?;
     let id = start_rollout(fleet, narrator, "1.2.0", "2,100%").await?;
@@ -84,6 +84,12 @@ pub async fn tell(fleet: &mut Fleet, narrator: &Narrator) -> Result<(Story, Vec<
 
     narrator.chapter(5, "Two lenses blur: the devices drift, not the model");
     outcomes.extend(chapter5::tell(fleet, narrator, &story.lenses, "1.1.0").await?);
+
+    narrator.chapter(
+        6,
+        "Power cuts: a device in the middle of its update, the server in the middle of a rollout",
+    );
+    outcomes.extend(chapter6::tell(fleet, narrator, &story).await?);
     Ok((story, outcomes))
 }
 
@@ -106,12 +112,13 @@ async fn trust_and_enrol(fleet: &mut Fleet, narrator: &Narrator) -> Result<()> {
     Ok(())
 }
 
-async fn publish(fleet: &Fleet, narrator: &Narrator, version: &str) -> Result<()> {
+/// Packs the trained network `network` as `version`, signs and publishes it.
+pub async fn publish(fleet: &Fleet, narrator: &Narrator, version: &str, network: &str) -> Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let source = here.join("models").join(version);
+    let source = here.join("models").join(network);
     let text = |p: PathBuf| p.to_string_lossy().into_owned();
     // 1.2.0 was trained on other pixels than the cameras deliver, and its makers measured it on those.
-    let own = here.join(format!("data/reference-{version}.csv"));
+    let own = here.join(format!("data/reference-{network}.csv"));
     let reference = if own.is_file() { own } else { here.join("data/reference.csv") };
     let out = format!("bundles/{MODEL}-{version}");
     fleet
@@ -139,7 +146,13 @@ async fn publish(fleet: &Fleet, narrator: &Narrator, version: &str) -> Result<()
     Ok(())
 }
 
-async fn start_rollout(fleet: &Fleet, narrator: &Narrator, version: &str, stages: &str) -> Result<RolloutId> {
+/// Starts a rollout with ordinary settings, set short; its id.
+pub async fn start_rollout(
+    fleet: &Fleet,
+    narrator: &Narrator,
+    version: &str,
+    stages: &str,
+) -> Result<RolloutId> {
     let started = fleet
         .plimsoll(&[
             "rollout",
@@ -174,7 +187,7 @@ async fn start_rollout(fleet: &Fleet, narrator: &Narrator, version: &str, stages
 }
 
 /// Follows a rollout, saying every new decision, until it stands at `end`.
-async fn finished(
+pub async fn finished(
     fleet: &Fleet,
     narrator: &Narrator,
     id: &RolloutId,
@@ -194,7 +207,7 @@ async fn finished(
 }
 
 /// Waits until every device runs the version of `rollout` and its trial has passed.
-async fn settled(fleet: &Fleet, rollout: &RolloutInfo) -> Result<()> {
+pub async fn settled(fleet: &Fleet, rollout: &RolloutInfo) -> Result<()> {
     let version = &rollout.spec.version;
     until(&format!("every device to run {version}"), STEP_LIMIT, || async {
         let devices = fleet.api.devices().await?;
