@@ -131,6 +131,7 @@ pub(super) fn boot(
         link: None,
         conn: 0,
         connection: String::new(),
+        told: Vec::new(),
         outflow: Outflow::default(),
         messages_refused: 0,
         child: None,

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_agent_core::{Core, Ctx, Event, Outcome};
-use plimsoll_protocol::wire::v1::{ModelHealth, Severity};
+use plimsoll_protocol::wire::v1::{ModelHealth, RunningModel, Severity};
 use plimsoll_protocol::{Digest, ModelName};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -92,6 +92,8 @@ struct Driver {
     link: Option<Box<dyn Link>>,
     conn: u64,
     connection: String,
+    /// What the retained state on the server says that runs; the birth is said again when it changes.
+    told: Vec<RunningModel>,
     outflow: Outflow,
     messages_refused: u64,
 
@@ -223,7 +225,11 @@ impl Driver {
             self.start(effect);
         }
         self.wake_ms = after.wake_mono_ms;
-        let on_trial = self.core.running().iter().any(|m| !m.trial_passed);
+        let running = self.core.running();
+        if running != self.told {
+            self.publish_birth();
+        }
+        let on_trial = running.iter().any(|m| !m.trial_passed);
         let period = if on_trial { STATS_ON_TRIAL_MS } else { STATS_MS };
         self.statistics.change(period, self.clock.mono_ms());
     }

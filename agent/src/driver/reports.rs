@@ -185,8 +185,10 @@ impl Driver {
         }
     }
 
-    /// The first message of a connection.
+    /// The first message of a connection, and said again when what runs has changed: the retained state is what a
+    /// dashboard that joins later sees. Without a link it waits for the next one.
     pub(super) fn publish_birth(&mut self) {
+        let models = self.core.running();
         let machine = self.sampler.machine();
         let birth = Birth {
             boot: self.stamp.boot,
@@ -196,10 +198,12 @@ impl Driver {
             os: machine.os,
             ram_bytes: machine.ram_bytes,
             generation: self.core.generation(),
-            models: self.core.running(),
+            models: models.clone(),
             labels: self.settings.labels.clone(),
         };
-        self.publish_state(State::Online(Box::new(birth)));
+        if self.publish_state(State::Online(Box::new(birth))) {
+            self.told = models;
+        }
     }
 
     /// The last message; `false` when there is nobody to say it to.

@@ -190,6 +190,9 @@ async fn an_order_becomes_a_served_version_and_every_step_is_reported_until_ackn
     use JobPhase::{Activating, Active, Fetching, Probation, SelfTesting};
     let steps = rig.phases().into_iter().filter(|p| *p != JobPhase::Waiting).collect::<Vec<_>>();
     assert_eq!(steps, [Fetching, SelfTesting, Activating, Probation, Active]);
+    let births = rig.said(Up::State);
+    let last = &births.last().unwrap()["models"][0];
+    assert_eq!((&last["version"], &last["trial_passed"]), (&"1.0.0".into(), &true.into()), "{births:?}");
 
     let waiting = rig.driver.outbox.len();
     assert!(waiting >= 5, "reports wait until the server has them: {waiting}");

@@ -16,6 +16,11 @@ use crate::story::{MODEL, STEP_LIMIT};
 /// Positions in the fleet of the cameras whose lenses blur: at two sites, on devices that no rollout chose first.
 const BLURRED: [usize; 2] = [1, 4];
 
+/// Blurs the lenses of this chapter; nobody is told.
+pub fn blur(lenses: &[Lens]) {
+    BLURRED.iter().filter_map(|at| lenses.get(*at)).for_each(Lens::blur);
+}
+
 /// Blurs, waits until it is noticed, and holds what is said against what was done.
 pub async fn tell(
     fleet: &Fleet,
@@ -29,7 +34,7 @@ pub async fn tell(
     let before = rollouts(fleet).await?;
     let answered = sharp(fleet, &names).await?;
     ensure!(answered, "a camera drifts before its lens was touched: {:?}", drifting(fleet).await?);
-    BLURRED.iter().filter_map(|at| lenses.get(*at)).for_each(Lens::blur);
+    blur(lenses);
     narrator.say(&format!("   The lenses of {listed} blur. Nobody is told."));
 
     let words = format!("{MODEL}: the devices themselves ({listed}), not the model");

@@ -9,6 +9,7 @@ use plimsoll_protocol::wire::v1::JobPhase;
 use plimsoll_tests::{Feeder, Fleet, until};
 
 use crate::checks;
+use crate::lens::Lens;
 use crate::narrator::{Narrator, Outcome};
 use crate::story::{STEP_LIMIT, Story, finished, publish, settled, start_rollout};
 
@@ -18,6 +19,9 @@ const NETWORK: &str = "1.1.0";
 
 /// Starts a rollout, cuts one device and then the server, and holds the end against what was promised.
 pub async fn tell(fleet: &Fleet, narrator: &Narrator, story: &Story) -> Result<Vec<Outcome>> {
+    // A canary that blurs between before and after looks like a worse version, and rightly goes to a person.
+    story.lenses.iter().for_each(Lens::wipe);
+    narrator.say("   The lenses are wiped.");
     publish(fleet, narrator, VERSION, NETWORK).await?;
     story.feeders.iter().for_each(Feeder::reset);
     let (server_starts, agent_starts) = (fleet.server.starts(), starts(fleet));

@@ -25,6 +25,11 @@ impl Lens {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// From now on it is sharp.
+    pub fn wipe(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
     /// What the camera delivers.
     pub fn see(&self, image: &Image) -> Vec<f32> {
         if self.0.load(Ordering::Relaxed) { blurred(&image.pixels) } else { image.pixels.clone() }
