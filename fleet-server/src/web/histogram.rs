@@ -59,8 +59,10 @@ const HEIGHT: f64 = 180.0;
 const LEFT: f64 = 44.0;
 const BOTTOM: f64 = 24.0;
 const TOP: f64 = 8.0;
-/// Labels below the axis that fit side by side.
+/// Labels below the axis that are enough to read it by.
 const LABELS: usize = 5;
+/// Width of a character of a label and its share of the gap to the next one: 12 px text is about 6.3 a character.
+const CHARACTER: f64 = 7.0;
 
 /// The reference as wide hatched bars, the window as narrow solid bars in front of them: two shapes, told apart
 /// without colour. The numbers are in a table below, for whoever cannot or will not read a picture.
@@ -79,7 +81,9 @@ pub fn compared(chart: &Histogram, one: &str, other: &str, alarm: &str) -> Marku
         let x = LEFT + slot * (at as f64 + 0.5) - width / 2.0;
         (f(x), f(y(share)), f(width), f(y(0.0) - y(share)))
     };
-    let every = chart.bars.len().div_ceil(LABELS).max(1);
+    let longest = chart.bars.iter().map(|(label, ..)| label.chars().count()).max().unwrap_or(0);
+    let fit = ((WIDTH - LEFT) / (CHARACTER * longest.max(1) as f64)).floor() as usize;
+    let every = chart.bars.len().div_ceil(LABELS.min(fit).max(1)).max(1);
     let id = anchor(&chart.feature);
     html! {
         figure class={ "chart" @if chart.alarm { " alarm" } } {

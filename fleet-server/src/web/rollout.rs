@@ -151,14 +151,23 @@ fn stage_row(at: usize, stage: &StageInfo, rollout: RolloutStatus) -> Markup {
 }
 
 /// The parts of a stage's bar, in order: devices, words, class of the fill.
-fn parts(stage: &StageInfo) -> [(u64, &'static str, &'static str); 5] {
+fn parts(stage: &StageInfo) -> [(u64, &'static str, &'static str); 6] {
+    let told = stage.active + stage.in_progress + stage.failed + stage.silent + stage.not_applicable;
+    let unheard =
+        if is_over(stage) { "taken back before it answered" } else { "ordered, not connected since" };
     [
         (stage.active, "passed the trial", "active"),
         (stage.in_progress, "under way", "progress"),
         (stage.failed, "failed or rolled back", "failed"),
         (stage.silent, "silent", "silent"),
         (stage.not_applicable, "cannot run it", "apart"),
+        (stage.ordered.saturating_sub(told), unheard, "apart"),
     ]
+}
+
+/// Whether nothing more comes of the stage: the rollout was stopped in it or before it.
+fn is_over(stage: &StageInfo) -> bool {
+    matches!(stage.state.as_str(), "stopped" | "not started")
 }
 
 /// The bar in words.
@@ -171,9 +180,13 @@ fn counts(stage: &StageInfo) -> String {
     let told: u64 = parts(stage).iter().map(|(n, ..)| n).sum();
     let rest = stage.devices.saturating_sub(told);
     if rest > 0 {
-        words.push(format!("{} not ordered yet", words::number(rest)));
+        let yet = if is_over(stage) { "" } else { " yet" };
+        words.push(format!("{} not ordered{yet}", words::number(rest)));
     }
-    if words.is_empty() { "no device matches".into() } else { words.join(" · ") }
+    if !words.is_empty() {
+        return words.join(" · ");
+    }
+    if is_over(stage) { "no device was ordered".into() } else { "no device matches".into() }
 }
 
 fn bar(stage: &StageInfo) -> Markup {
@@ -209,12 +222,40 @@ fn bar(stage: &StageInfo) -> Markup {
 fn exposure(stages: &[StageInfo]) -> Markup {
     let all: u64 = stages.iter().map(|s| s.devices).sum();
     let active: u64 = stages.iter().map(|s| s.active).sum();
-    let tried: u64 = stages.iter().map(|s| s.active + s.in_progress + s.failed + s.silent).sum();
+    let tried: u64 = stages.iter().flat_map(parts).map(|(n, ..)| n).sum::<u64>()
+        - stages.iter().map(|s| s.not_applicable).sum::<u64>();
+    // Of a stopped rollout's later stages nobody knows how many devices they would have had.
+    let whole = all > 0 && !stages.iter().any(is_over);
     html! {
         p class="exposure" {
             strong { (words::number(active)) " of " (words::count(all, "device")) }
             " passed the trial · exposure so far " strong { (words::count(tried, "device")) }
-            @if all > 0 { " (" (format!("{:.0}", 100.0 * tried as f64 / all as f64)) " %)" }
+            @if whole { " (" (format!("{:.0}", 100.0 * tried as f64 / all as f64)) " %)" }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_was_taken_back_in_its_trial_was_ordered_and_is_counted() {
+        let stage = |state: &str, devices, ordered, active| StageInfo {
+            state: state.into(),
+            devices,
+            ordered,
+            active,
+            ..StageInfo::default()
+        };
+        let stages = [stage("stopped", 2, 2, 1), stage("not started", 0, 0, 0)];
+        assert_eq!(counts(&stages[0]), "1 passed the trial · 1 taken back before it answered");
+        assert_eq!(counts(&stages[1]), "no device was ordered");
+        let words = exposure(&stages).into_string();
+        assert!(
+            words.contains("exposure so far <strong>2 devices</strong>") && !words.contains('%'),
+            "{words}"
+        );
+        assert_eq!(counts(&stage("running", 2, 1, 0)), "1 ordered, not connected since · 1 not ordered yet");
     }
 }
