@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use plimsoll_fleet_core::act::{self, Action, NewRollout};
+use plimsoll_fleet_core::view::Now;
 use plimsoll_fleet_core::{Facts, Member, Plan, Rollout, ValidSpec, fleet as fleets, summary};
 use plimsoll_protocol::api::{Decision, RolloutInfo, RolloutSpec};
 use plimsoll_protocol::ids::RolloutId;
@@ -15,6 +16,7 @@ use plimsoll_protocol::wire::v1::{Desired, Down, JobPhase, Severity};
 use plimsoll_protocol::{DeviceId, UnixMillis};
 
 use crate::app::App;
+use crate::clock::{self, Uptime};
 use crate::fleet;
 use crate::secret;
 use crate::store::{NewEvent, PlanWrite, StoreError};
@@ -60,6 +62,7 @@ pub enum BookError {
 pub struct Book {
     rollouts: Vec<Rollout>,
     history: BTreeMap<RolloutId, Vec<Decision>>,
+    up: Uptime,
 }
 
 impl Book {
@@ -70,13 +73,18 @@ impl Book {
         for rollout in &rollouts {
             history.insert(rollout.state.id.clone(), store.decisions(&rollout.state.id).await?);
         }
-        Ok(Self { rollouts, history })
+        Ok(Self { rollouts, history, up: Uptime::start() })
+    }
+
+    /// The instant of a plan: nobody is silent for a time in which this server was not up to hear it.
+    fn instant(&self, now: UnixMillis) -> Now {
+        Now { ms: now, listening_since_ms: self.up.since(now) }
     }
 
     /// Plans every open rollout, commits what changed, publishes it. Answers whether anything changed.
     pub async fn tick(&mut self, app: &App, now: UnixMillis) -> Result<bool, BookError> {
         let facts = facts(app);
-        let plans = fleets::tick(&facts, &self.rollouts, now)?;
+        let plans = fleets::tick(&facts, &self.rollouts, self.instant(now))?;
         self.commit(app, plans, now).await
     }
 
@@ -200,7 +208,7 @@ impl Book {
 
     fn render(&self, facts: &BTreeMap<DeviceId, Facts>, rollout: &Rollout) -> RolloutInfo {
         let state = &rollout.state;
-        let now = crate::clock::now_ms();
+        let now = self.instant(clock::now_ms());
         let view = fleets::view(facts, &self.rollouts, rollout).ok();
         let stages = view.as_ref().map(|v| summary::stage_infos(v, rollout, now)).unwrap_or_default();
         let live = view.and_then(|v| v.outputs).map(|o| o.evidence);
@@ -227,7 +235,7 @@ impl Book {
         for rollout in &self.rollouts {
             let Ok(view) = fleets::view(&facts, &self.rollouts, rollout) else { continue };
             for device in facts.keys() {
-                let why = summary::why(&view, rollout, device, now);
+                let why = summary::why(&view, rollout, device, self.instant(now));
                 match why.filter(|_| !rollout.members.get(device).is_some_and(is_settled)) {
                     Some(why) => reasons.insert(device.clone(), why),
                     None if rollout.members.contains_key(device) => reasons.remove(device),

@@ -1,6 +1,6 @@
 //! From a state folder to a driver: open what survived, decide what to do first.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use plimsoll_agent_core::{Core, Ctx, Outcome, Persistent};
 use plimsoll_protocol::Incarnation;
@@ -75,6 +75,16 @@ impl Keeper {
     }
 }
 
+/// The highest boot number among reports that wait from before an anchor was lost; 0 when none waits. Counting goes
+/// on from there, so that a report of the past and one of today never share their number.
+fn waiting_boot(state: &Path, settings: &Settings) -> Result<u64, OutboxError> {
+    Outbox::open(&outbox_path(state), settings.outbox_bytes, new_incarnation(), 0)?.highest_boot()
+}
+
+fn outbox_path(state: &Path) -> PathBuf {
+    state.join("outbox.redb")
+}
+
 /// Opens everything. The outcome is the core's first decision, not yet committed.
 pub(super) fn boot(
     settings: Settings,
@@ -92,12 +102,14 @@ pub(super) fn boot(
 
     let (incarnation, boot, floor, record) = match found {
         Found::Record(old) => (old.incarnation, old.boot + 1, old.time_floor, old.core),
-        Found::Nothing => (new_incarnation(), 1, 0, Persistent::rebuild(&observed)),
+        Found::Nothing => {
+            (new_incarnation(), waiting_boot(&state, &settings)? + 1, 0, Persistent::rebuild(&observed))
+        }
         Found::Lost => {
             let text = "both copies of the anchor were unreadable; it was rebuilt from the slots that prove \
                         themselves, and this device starts a new incarnation";
             remarks.push((Severity::Alarm, "anchor.rebuilt", text.to_owned()));
-            (new_incarnation(), 1, 0, Persistent::rebuild(&observed))
+            (new_incarnation(), waiting_boot(&state, &settings)? + 1, 0, Persistent::rebuild(&observed))
         }
     };
     let clock = Clock::start(floor);
@@ -113,7 +125,7 @@ pub(super) fn boot(
             None
         }
     };
-    let mut outbox = Outbox::open(&state.join("outbox.redb"), settings.outbox_bytes, incarnation, boot)?;
+    let mut outbox = Outbox::open(&outbox_path(&state), settings.outbox_bytes, incarnation, boot)?;
     outbox.next_seq(); // 0 belongs to state and health
     let ctx = Ctx { now_ms: clock.now_ms(), mono_ms: clock.mono_ms(), seed: random_u64() };
     let (core, first) = Core::resume(record, &observed, &ctx);

@@ -278,6 +278,24 @@ async fn an_agent_that_is_cut_off_in_an_update_finishes_it_after_its_restart() {
 }
 
 #[tokio::test]
+async fn a_device_that_lost_its_anchor_counts_its_boots_on_from_the_reports_that_wait() {
+    let mut world = World::new().await;
+    let first = world.publish("1.0.0", |_| {});
+    let mut rig = Rig::online(&world);
+    rig.install("1.0.0", first).await;
+    let past = rig.driver.stamp.clone();
+    assert!(rig.driver.outbox.len() > 0, "reports of the past wait");
+    drop(rig);
+    for copy in ["anchor.a", "anchor.b"] {
+        std::fs::write(world.state.path().join(copy), [0xff; 4096]).unwrap();
+    }
+    let rig = Rig::start(&world);
+    assert_ne!(rig.driver.stamp.inc, past.inc);
+    assert!(rig.driver.stamp.boot > past.boot, "boot {} after {}", rig.driver.stamp.boot, past.boot);
+    assert_eq!(rig.running(), ["1.0.0"], "rebuilt from the slots");
+}
+
+#[tokio::test]
 async fn health_and_goodbye_are_published_for_whoever_listens() {
     let world = World::new().await;
     let mut rig = Rig::online(&world);
