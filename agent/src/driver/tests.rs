@@ -284,7 +284,7 @@ async fn a_device_that_lost_its_anchor_counts_its_boots_on_from_the_reports_that
     let mut rig = Rig::online(&world);
     rig.install("1.0.0", first).await;
     let past = rig.driver.stamp.clone();
-    assert!(rig.driver.outbox.len() > 0, "reports of the past wait");
+    assert!(!rig.driver.outbox.is_empty(), "reports of the past wait");
     drop(rig);
     for copy in ["anchor.a", "anchor.b"] {
         std::fs::write(world.state.path().join(copy), [0xff; 4096]).unwrap();

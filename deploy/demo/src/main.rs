@@ -85,9 +85,11 @@ async fn run(args: &Args) -> Result<bool> {
     };
     let all_hold = narrator.summary(&outcomes)?;
     if !args.once {
+        chapter5::blur(&story.lenses);
         narrator.say(
-            "\nThe fleet keeps running, and its cameras keep reading meters. Ctrl-C stops it and cleans up.",
+            "\nThe fleet keeps running, and its cameras keep reading meters; two lenses blur again, so that",
         );
+        narrator.say("the page shows drift. Ctrl-C stops everything and cleans up.");
         narrator.dashboard(&fleet);
         tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")?;
     }
