@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use plimsoll_protocol::Digest;
 use plimsoll_protocol::ModelName;
 use plimsoll_protocol::api::{TrustState, TrustUpload};
 use plimsoll_protocol::trust::repository::{
     Current, OFFLINE_LIFETIME_S, RootKeys, model_paths, sign_next, to_bytes,
 };
-use plimsoll_protocol::trust::{Key, KeyId, KeyPair, Root, Signer, Targets};
+use plimsoll_protocol::trust::{FLEET_CA, Key, KeyId, KeyPair, MAX_FLEET_FILE_BYTES, Root, Signer, Targets};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 
 use crate::api::Api;
@@ -27,6 +30,17 @@ pub enum Command {
     Status(KeyArgs),
     /// Let a team's key sign the versions of one model (needs the targets key)
     Delegate(Delegate),
+    /// Sign for the fleet's certificate authorities, so that devices trust a new one (needs the targets key)
+    PublishCa(PublishCa),
+}
+
+/// `plimsoll trust publish-ca FILE`
+#[derive(Debug, Args)]
+pub struct PublishCa {
+    /// PEM certificates that devices should trust: the old authority and the new one while they overlap.
+    file: std::path::PathBuf,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 /// `plimsoll trust init`
@@ -66,6 +80,7 @@ pub async fn run(command: Command, api: &Api, screen: &Screen) -> Result<()> {
         Command::Init(args) => init(&args, api, screen).await,
         Command::Status(args) => status(&args, api, screen).await,
         Command::Delegate(args) => delegate(&args, api, screen).await,
+        Command::PublishCa(args) => publish_ca(&args, api, screen).await,
     }
 }
 
@@ -243,6 +258,36 @@ async fn delegate(args: &Delegate, api: &Api, screen: &Screen) -> Result<()> {
     )
 }
 
+async fn publish_ca(args: &PublishCa, api: &Api, screen: &Screen) -> Result<()> {
+    let name = args.file.display();
+    let pem = std::fs::read(&args.file).with_context(|| format!("cannot read {name}"))?;
+    if pem.len() as u64 > MAX_FLEET_FILE_BYTES {
+        bail!(Usage(format!("{name} has {} bytes; at most {MAX_FLEET_FILE_BYTES} are taken", pem.len())));
+    }
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|e| Usage(format!("{name} is not a file of PEM certificates: {e}")))?;
+    if certificates.is_empty() {
+        bail!(Usage(format!(
+            "{name} holds no PEM certificate: give the authorities that devices should trust"
+        )));
+    }
+    let ring = KeyRing::open(&args.keys)?;
+    let state: TrustState = api.get("trust").await?;
+    let Some(current) = read_current(&ring, &state, screen)? else { bail!(Refused(NOT_INITIALISED.into())) };
+    let mut body: Targets = current.targets.body.clone();
+    body.add_file(FLEET_CA, &pem);
+    let (targets, signer) = sign_targets(&ring, &current, body, FLEET_CA)?;
+    let digest = Digest::of(&pem);
+    api.put_stream(&format!("blobs/sha256/{digest}"), pem.into()).await?;
+    api.put("trust/metadata", &TrustUpload { targets: Some(targets), ..TrustUpload::default() }).await?;
+    let count = certificates.len();
+    screen.show(
+        &json!({ "path": FLEET_CA, "digest": digest, "certificates": count, "signed_by": signer }),
+        || format!("{count} certificate(s) of {name} are the fleet's authorities now (signed with {signer}); devices learn it at their next refresh."),
+    )
+}
+
 /// Without a repository there is nothing to sign on top of.
 pub const NOT_INITIALISED: &str = "the server has no trust repository yet: run `plimsoll trust init` first";
 
@@ -279,18 +324,28 @@ pub fn delegation(
     keys: &[Key],
     threshold: u32,
 ) -> Result<(serde_json::Value, String)> {
+    let mut body: Targets = current.targets.body.clone();
+    body.delegate(model.as_str(), keys, threshold, model_paths(model));
+    sign_targets(ring, current, body, &format!("delegating {model}"))
+}
+
+/// The next targets document with this body; and which key file signed it.
+fn sign_targets(
+    ring: &KeyRing,
+    current: &Current,
+    body: Targets,
+    what: &str,
+) -> Result<(serde_json::Value, String)> {
     let role = current.root.body.roles.get("targets").context("the root names no targets role")?;
     let signers = ring.unlock(&current.root.body.keys, &role.keyids, role.threshold as usize)?;
     if signers.len() < role.threshold as usize {
         bail!(Refused(format!(
-            "delegating {model} needs {} targets key(s), and {} holds {}: run this where targets.key is kept",
+            "{what} needs {} targets key(s), and {} holds {}: run this where targets.key is kept",
             role.threshold,
             ring.dir().display(),
             signers.len()
         )));
     }
-    let mut body: Targets = current.targets.body.clone();
-    body.delegate(model.as_str(), keys, threshold, model_paths(model));
     let names = signers.iter().map(|(name, _)| format!("{name}.key")).collect::<Vec<_>>().join(", ");
     let pairs: Vec<&dyn Signer> = signers.iter().map(|(_, pair)| pair as &dyn Signer).collect();
     Ok((sign_next(Some(current.targets.version), body, time::now(), OFFLINE_LIFETIME_S, &pairs)?, names))

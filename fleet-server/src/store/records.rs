@@ -97,6 +97,9 @@ pub struct TrustIndex {
     pub files: BTreeMap<String, TrustDoc>,
     /// What the current metadata lists.
     pub bundles: Vec<BundleRecord>,
+    /// Files of the fleet that it lists, by path.
+    #[serde(default)]
+    pub fleet_files: BTreeMap<String, TrustDoc>,
 }
 
 /// A published version of a model.

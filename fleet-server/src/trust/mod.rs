@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use plimsoll_protocol::api::{TrustState, TrustUpload};
 use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
 use plimsoll_protocol::trust::repository::{Change, Online, Repository};
-use plimsoll_protocol::trust::{KeyPair, MAX_TARGETS_BYTES, TrustError, VerifiedTarget};
+use plimsoll_protocol::trust::{FLEET_FILES, KeyPair, MAX_TARGETS_BYTES, TrustError, VerifiedTarget};
 use plimsoll_protocol::{Digest, UnixMillis};
 use tokio::sync::Mutex;
 
@@ -109,6 +109,11 @@ impl TrustService {
         self.now().index.files.get(name).cloned()
     }
 
+    /// A file of the fleet, `fleet/ca.pem` for example: signed for by the owner, public, small, a blob.
+    pub fn fleet_file(&self, path: &str) -> Option<TrustDoc> {
+        self.now().index.fleet_files.get(path).cloned()
+    }
+
     /// What can be rolled out.
     pub fn bundles(&self) -> Vec<BundleRecord> {
         self.now().index.bundles.clone()
@@ -152,6 +157,18 @@ impl TrustService {
             };
             bundles.push(BundleRecord { signed_by: target.role().to_owned(), ..record });
         }
+        let mut fleet_files = BTreeMap::new();
+        for target in change.listed.iter().filter(|t| t.path().starts_with(FLEET_FILES)) {
+            let doc = TrustDoc { sha256: target.sha256(), length: target.length() };
+            if self.blobs.length(&doc.sha256).await != Some(doc.length) {
+                let why = format!(
+                    "sha256:{} is not on the server: upload it before the metadata",
+                    doc.sha256
+                );
+                return Err(PublishError::Bundle { path: target.path().to_owned(), why });
+            }
+            fleet_files.insert(target.path().to_owned(), doc);
+        }
         let mut files = published.index.files.clone();
         for (name, bytes) in &change.documents {
             let sha256 = self.blobs.put_bytes(bytes).await?;
@@ -159,7 +176,7 @@ impl TrustService {
         }
         prune(&mut files);
         let serial = published.index.serial + 1;
-        let index = TrustIndex { serial, files, bundles };
+        let index = TrustIndex { serial, files, bundles, fleet_files };
         self.store.set_trust(published.index.serial, index.clone()).await?;
         let next = Arc::new(Published { index, repository: change.repository });
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = next;

@@ -5,10 +5,13 @@ use std::fmt;
 
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::canonical;
 use crate::Digest;
+
+/// Field of a key that holds its name for people: whose it is, or which file.
+const NAME: &str = "x-plimsoll-name";
 
 /// Name of a key inside a document. A label only: what counts is the public key behind it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -53,12 +56,29 @@ impl Key {
         Ok(key)
     }
 
-    /// The name TUF gives it: SHA-256 of its canonical description.
+    /// The name TUF gives it: SHA-256 of its canonical description. Notes for people beside it are no part of it, so
+    /// that a key keeps its id when it is given a name.
     pub fn id(&self) -> KeyId {
         // A key is strings and, from others, whatever JSON allows; a fraction there leaves an id of nothing, which
         // no signature can name by accident.
-        let value = serde_json::to_value(self).unwrap_or(Value::Null);
+        let value = json!({ "keytype": self.keytype, "scheme": self.scheme, "keyval": self.keyval });
         KeyId(Digest::of(&canonical(&value).unwrap_or_default()).to_string())
+    }
+
+    /// The same key with a name for people, kept in the document under the signature.
+    pub fn named(mut self, name: &str) -> Self {
+        self.extra.insert(NAME.to_owned(), Value::String(name.to_owned()));
+        self
+    }
+
+    /// The name for people, when it has one.
+    pub fn name(&self) -> Option<&str> {
+        self.extra.get(NAME)?.as_str()
+    }
+
+    /// Whether both describe one public key, whatever is noted beside it.
+    pub fn is(&self, other: &Self) -> bool {
+        (&self.keytype, &self.scheme, &self.keyval) == (&other.keytype, &other.scheme, &other.keyval)
     }
 
     /// The raw public key, `None` when the kind is unknown or the bytes are malformed.
@@ -88,7 +108,7 @@ pub trait Signer {
     /// The public half.
     fn key(&self) -> Key;
     /// Signs; the error is in words for people.
-    fn sign(&self, message: &[u8]) -> Result<[u8; 64], String>;
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String>;
 }
 
 /// An Ed25519 key pair in memory; zeroed when dropped.
@@ -121,8 +141,8 @@ impl Signer for KeyPair {
     fn key(&self) -> Key {
         Key::ed25519(&self.public())
     }
-    fn sign(&self, message: &[u8]) -> Result<[u8; 64], String> {
-        Ok(self.0.sign(message).to_bytes())
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(self.0.sign(message).to_vec())
     }
 }
 

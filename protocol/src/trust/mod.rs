@@ -36,6 +36,12 @@ pub use schema::{
 };
 pub use target::{Verified, VerifiedTarget};
 
+/// Path of the fleet's certificate authorities (PEM) in the repository; top-level targets sign for it.
+pub const FLEET_CA: &str = "fleet/ca.pem";
+/// First part of the paths that only the top-level targets may sign for: what is of the fleet and of no model.
+pub const FLEET_FILES: &str = "fleet/";
+/// Largest file of the fleet: 30 certificates of 2 KiB, of which a rotation needs two.
+pub const MAX_FLEET_FILE_BYTES: u64 = 64 * 1024;
 /// Largest root document: 1,000 keys of ~200 bytes and their signatures fit five times over.
 pub const MAX_ROOT_BYTES: u64 = 1024 * 1024;
 /// Largest timestamp document: one line about the snapshot and a few signatures are under 1 KiB; 16 times that.

@@ -62,9 +62,11 @@ impl<T: RoleType> Unverified<T> {
         self.doc.version
     }
 
-    /// Checks the threshold of one authority. Counts distinct public keys: the same key under two ids is one.
-    pub fn check(&self, authority: &Authority<'_>) -> Result<(), TrustError> {
+    /// Keys of an authority that have signed it: one id for each distinct public key, because the same key under two
+    /// ids is one.
+    pub fn signed_by(&self, authority: &Authority<'_>) -> Vec<KeyId> {
         let mut valid: BTreeSet<[u8; 32]> = BTreeSet::new();
+        let mut ids = Vec::new();
         for id in authority.keyids {
             let (Some(key), Some(Some(signature))) = (authority.keys.get(id), self.signatures.get(id)) else {
                 continue;
@@ -72,9 +74,15 @@ impl<T: RoleType> Unverified<T> {
             let Some(public) = key.public() else { continue };
             if !valid.contains(&public) && key.verifies(&self.message, signature) {
                 valid.insert(public);
+                ids.push(id.clone());
             }
         }
-        let valid = u32::try_from(valid.len()).unwrap_or(u32::MAX);
+        ids
+    }
+
+    /// Checks the threshold of one authority, in distinct public keys.
+    pub fn check(&self, authority: &Authority<'_>) -> Result<(), TrustError> {
+        let valid = u32::try_from(self.signed_by(authority).len()).unwrap_or(u32::MAX);
         if authority.threshold > 0 && valid >= authority.threshold {
             return Ok(());
         }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::super::schema::{DelegatedRole, Doc, Root, TargetMeta, Targets};
 use super::super::verify::{Authority, Unverified};
-use super::super::{MAX_DELEGATION_DEPTH, MAX_ROOT_BYTES, MAX_TARGETS_BYTES, TrustError, VerifiedTarget};
+use super::super::{
+    FLEET_FILES, MAX_DELEGATION_DEPTH, MAX_FLEET_FILE_BYTES, MAX_ROOT_BYTES, MAX_TARGETS_BYTES, TrustError,
+    VerifiedTarget,
+};
 use super::publish::Repository;
 use crate::Digest;
 
@@ -59,10 +62,11 @@ impl Repository {
     }
 }
 
-/// A path that was signed for keeps its bytes: a version is what it was, or it is gone.
+/// A bundle that was signed for keeps its bytes: a version is what it was, or it is gone. Files of the fleet change.
 pub(super) fn immutable(before: &[VerifiedTarget], after: &[VerifiedTarget]) -> Result<(), TrustError> {
     let old: BTreeMap<&str, Digest> = before.iter().map(|t| (t.path(), t.sha256())).collect();
-    match after.iter().find(|t| old.get(t.path()).is_some_and(|digest| *digest != t.sha256())) {
+    let fixed = |t: &&VerifiedTarget| !t.path().starts_with(FLEET_FILES);
+    match after.iter().filter(fixed).find(|t| old.get(t.path()).is_some_and(|digest| *digest != t.sha256())) {
         None => Ok(()),
         Some(t) => {
             let why = format!("{} is published with other contents already: publish a new version", t.path());
@@ -74,6 +78,16 @@ pub(super) fn immutable(before: &[VerifiedTarget], after: &[VerifiedTarget]) -> 
 /// Paths that the repository lists are paths that a device will write about in logs and look up.
 fn check_target(role: &str, path: &str, meta: &TargetMeta) -> Result<(), TrustError> {
     crate::bundle::SafePath::new(path).map_err(|e| TrustError::Upload(format!("role {role}: {e}")))?;
+    if path.starts_with(FLEET_FILES) {
+        if role != "targets" {
+            let why = format!("role {role} lists {path}, which only the top-level targets may sign for");
+            return Err(TrustError::Upload(why));
+        }
+        if meta.length > MAX_FLEET_FILE_BYTES {
+            let why = format!("{path} has {} bytes; at most {MAX_FLEET_FILE_BYTES} are taken", meta.length);
+            return Err(TrustError::Upload(why));
+        }
+    }
     if meta.sha256().is_none() {
         return Err(TrustError::Upload(format!("role {role} names no sha256 for {path}")));
     }

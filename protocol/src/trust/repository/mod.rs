@@ -113,6 +113,12 @@ impl Targets {
         self.targets.insert(path, TargetMeta::of(manifest, Some(custom)));
     }
 
+    /// Signs for a small file that is no bundle, [`crate::trust::FLEET_CA`] for example. Unlike a version it may be
+    /// replaced; in the top-level targets only, which is where devices look for it.
+    pub fn add_file(&mut self, path: &str, bytes: &[u8]) {
+        self.targets.insert(path.to_owned(), TargetMeta::of(bytes, None));
+    }
+
     /// Revokes a version. Returns whether it was listed.
     pub fn remove_bundle(&mut self, model: &ModelName, version: &semver::Version) -> bool {
         self.targets.remove(&crate::bundle::target_path(model, version)).is_some()
