@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_tests::{Agent, Feeder, MODEL, Order, STEP, Site, until};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 #[tokio::test(flavor = "current_thread")]
@@ -91,7 +90,7 @@ async fn without_the_server_devices_serve_and_their_reports_arrive_afterwards_ea
 
         // The serving child of one device dies, which is an event; the other device loses power, agent and all.
         let [first, second] = &site.fleet.agents[..] else { anyhow::bail!("two devices") };
-        kill_serving_child(first)?;
+        first.kill_serving()?;
         until("the serving child to be back", STEP, || async {
             let status = site.fleet.status(first).await?;
             ensure!(status["serve_restarts"] == 1 && !status["inference"].is_null(), "{status}");
@@ -172,19 +171,4 @@ fn nothing_is_missing_or_twice(site: &Site) -> Result<()> {
     ensure!(boots == 3, "{boots} boots of two devices, one of which was started twice, are known");
     ensure!(windows.len() == 2, "windows of {:?}", windows.keys());
     Ok(())
-}
-
-/// Kills the process that serves a device's inferences, a child of its agent.
-fn kill_serving_child(agent: &Agent) -> Result<()> {
-    let parent = agent.process.pid().context("the agent is not running")?;
-    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let children = children.context("cannot read the agent's children")?;
-    for child in children.split_whitespace() {
-        let command = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
-        if command.split('\0').nth(1) == Some("serve") {
-            let pid = Pid::from_raw(child.parse()?).context("a process without a number")?;
-            return kill_process(pid, Signal::KILL).context("cannot kill the serving process");
-        }
-    }
-    anyhow::bail!("{} has no serving process among {children:?}", agent.name)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -47,6 +48,23 @@ pub struct Agent {
     pub state: PathBuf,
     /// Its service.
     pub process: Process,
+}
+
+impl Agent {
+    /// Kills the process that serves the device's inferences, a child of its agent.
+    pub fn kill_serving(&self) -> Result<()> {
+        let parent = self.process.pid().context("the agent is not running")?;
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        let children = children.context("cannot read the agent's children")?;
+        for child in children.split_whitespace() {
+            let command = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            if command.split('\0').nth(1) == Some("serve") {
+                let pid = Pid::from_raw(child.parse()?).context("a process without a number")?;
+                return kill_process(pid, Signal::KILL).context("cannot kill the serving process");
+            }
+        }
+        bail!("{} has no serving process among {children:?}", self.name)
+    }
 }
 
 /// A whole fleet.

@@ -12,6 +12,7 @@ mod fleet;
 mod process;
 mod replay;
 mod site;
+pub mod soak;
 mod wait;
 
 pub use api::Api;
