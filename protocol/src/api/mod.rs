@@ -1,6 +1,7 @@
 //! The operators' HTTP API, `/api/v1`: what `plimsoll` and the web page speak with the server.
 
 mod drift;
+mod trust;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use crate::wire::v1::{Birth, Health, JobPhase, RunningModel, Severity};
 use crate::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 
 pub use drift::{DriftAlarm, DriftInfo, FeatureDrift};
+pub use trust::{NewOnlineKeys, Proposal, TrustState, TrustUpload};
 
 /// Error body, RFC 9457 (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,36 +91,6 @@ pub struct ServerInfo {
     pub dashboard_mqtt: String,
     /// SHA-256 of the fleet CA's certificate.
     pub ca: Digest,
-}
-
-/// `GET /trust`: what `plimsoll trust` needs to sign the next metadata.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TrustState {
-    /// Public key of the server's snapshot role, hexadecimal Ed25519.
-    pub snapshot_key: String,
-    /// Public key of the server's timestamp role, hexadecimal Ed25519.
-    pub timestamp_key: String,
-    /// Current root metadata; `None` before `plimsoll trust init`.
-    pub root: Option<serde_json::Value>,
-    /// Current top-level targets metadata.
-    pub targets: Option<serde_json::Value>,
-    /// Current metadata of each delegated role, by name.
-    pub roles: BTreeMap<String, serde_json::Value>,
-}
-
-/// `PUT /trust/metadata` (publisher; root needs admin): signed documents, taken together or not at all. The server
-/// verifies them with the code of the devices, then signs a fresh snapshot and timestamp.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct TrustUpload {
-    /// Next root (N + 1), or the first.
-    #[serde(default)]
-    pub root: Option<serde_json::Value>,
-    /// Next top-level targets.
-    #[serde(default)]
-    pub targets: Option<serde_json::Value>,
-    /// Next metadata of delegated roles, by name.
-    #[serde(default)]
-    pub roles: BTreeMap<String, serde_json::Value>,
 }
 
 /// `GET /models`: one a published version.
@@ -417,6 +389,20 @@ impl RolloutStatus {
     /// Whether it will never change again.
     pub const fn is_end(self) -> bool {
         matches!(self, Self::RolledBack | Self::Completed | Self::Aborted | Self::Superseded)
+    }
+
+    /// As a sentence says it: "the rollout is paused".
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::WaitingForApproval => "waiting for approval",
+            Self::Paused => "paused",
+            Self::RollingBack => "rolling back",
+            Self::RolledBack => "rolled back",
+            Self::Completed => "completed",
+            Self::Aborted => "aborted",
+            Self::Superseded => "superseded",
+        }
     }
 }
 

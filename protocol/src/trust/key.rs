@@ -5,7 +5,7 @@ use std::fmt;
 
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::canonical;
 use crate::Digest;
@@ -56,12 +56,15 @@ impl Key {
         Ok(key)
     }
 
-    /// The name TUF gives it: SHA-256 of its canonical description. Notes for people beside it are no part of it, so
-    /// that a key keeps its id when it is given a name.
+    /// The name TUF gives it: SHA-256 of its canonical description. Its name for people is no part of it, so that a
+    /// key keeps its id when it is given one.
     pub fn id(&self) -> KeyId {
         // A key is strings and, from others, whatever JSON allows; a fraction there leaves an id of nothing, which
         // no signature can name by accident.
-        let value = json!({ "keytype": self.keytype, "scheme": self.scheme, "keyval": self.keyval });
+        let mut value = serde_json::to_value(self).unwrap_or(Value::Null);
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove(NAME);
+        }
         KeyId(Digest::of(&canonical(&value).unwrap_or_default()).to_string())
     }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::Digest as _;
 
-use super::schema::{Doc, FileMeta, RoleType, Root};
+use super::schema::{DelegatedRole, Delegations, Doc, FileMeta, RoleType, Root};
 use super::{Key, KeyId, TrustError, canonical};
 use crate::{Digest, UnixSeconds};
 
@@ -121,14 +121,25 @@ impl Unverified<Root> {
 impl Doc<Root> {
     /// Who may sign a top-level role.
     pub(super) fn authority(&self, role: &str) -> Result<Authority<'_>, TrustError> {
-        let keys =
-            self.body.roles.get(role).ok_or_else(|| TrustError::parse("root", format!("no role {role}")))?;
-        Ok(Authority {
-            delegator: format!("root {}", self.version),
-            keys: &self.body.keys,
-            keyids: &keys.keyids,
-            threshold: keys.threshold,
-        })
+        self.body.authority(&format!("root {}", self.version), role)
+    }
+}
+
+impl Root {
+    /// Who may sign a top-level role.
+    pub(super) fn authority(&self, delegator: &str, role: &str) -> Result<Authority<'_>, TrustError> {
+        let holders =
+            self.roles.get(role).ok_or_else(|| TrustError::parse("root", format!("no role {role}")))?;
+        let (keys, keyids) = (&self.keys, holders.keyids.as_slice());
+        Ok(Authority { delegator: delegator.to_owned(), keys, keyids, threshold: holders.threshold })
+    }
+}
+
+impl Delegations {
+    /// Who may sign as one of the roles.
+    pub(super) fn authority<'a>(&'a self, delegator: &str, role: &'a DelegatedRole) -> Authority<'a> {
+        let (keys, keyids) = (&self.keys, role.keyids.as_slice());
+        Authority { delegator: delegator.to_owned(), keys, keyids, threshold: role.threshold }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::schema::{DelegatedRole, Doc, Root, TargetMeta, Targets};
-use super::super::verify::{Authority, Unverified};
+use super::super::verify::Unverified;
 use super::super::{
     FLEET_FILES, MAX_DELEGATION_DEPTH, MAX_FLEET_FILE_BYTES, MAX_ROOT_BYTES, MAX_TARGETS_BYTES, TrustError,
     VerifiedTarget,
@@ -50,10 +50,8 @@ impl Repository {
                     max: MAX_DELEGATION_DEPTH,
                 });
             }
-            let (keys, keyids, threshold) = (&delegations.keys, role.keyids.as_slice(), role.threshold);
-            let authority = Authority { delegator: name.to_owned(), keys, keyids, threshold };
-            let child =
-                Unverified::<Targets>::open(&role.name, bytes, MAX_TARGETS_BYTES)?.verify(&authority)?;
+            let child = Unverified::<Targets>::open(&role.name, bytes, MAX_TARGETS_BYTES)?;
+            let child = child.verify(&delegations.authority(name, role))?;
             way.push(role.clone());
             self.walk(&role.name, &child, way, listed)?;
             way.pop();

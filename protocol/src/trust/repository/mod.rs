@@ -3,9 +3,15 @@
 //! Deterministic: the same values and keys give the same bytes (Ed25519 signatures are). The owner signs root and
 //! targets, a team its model's role, each far from the server; the server only says what is current.
 
+mod edit;
 mod listing;
+mod pending;
 mod publish;
 mod read;
+mod words;
+
+#[cfg(test)]
+mod tests;
 
 use serde_json::{Value, json};
 
@@ -13,8 +19,13 @@ use super::schema::{DelegatedRole, Delegations, Doc, RoleKeys, RoleType, Root, T
 use super::{Key, KeyPair, Signer, TrustError, canonical};
 use crate::{ModelName, UnixSeconds};
 
+pub use edit::Edit;
+pub use pending::{
+    Need, Standing, change_id, countersign, document_mut, documents, follows, merge_change, standing,
+};
 pub use publish::{Change, Repository};
 pub use read::Current;
+pub use words::{describe, key_label};
 
 /// A day.
 pub const DAY_S: i64 = 24 * 60 * 60;
@@ -102,6 +113,18 @@ impl Targets {
         delegations.keys.extend(keys.iter().map(|key| (key.id(), key.clone())));
         let roles = &delegations.roles;
         delegations.keys.retain(|id, _| roles.iter().any(|r| r.keyids.contains(id)));
+    }
+
+    /// Gives a role that is delegated to other keys; what it may sign for stays. `false` when there is no such role.
+    pub fn set_keys(&mut self, role: &str, keys: &[Key], threshold: u32) -> bool {
+        let Some(delegations) = &mut self.delegations else { return false };
+        let Some(held) = delegations.roles.iter_mut().find(|r| r.name == role) else { return false };
+        held.keyids = keys.iter().map(Key::id).collect();
+        held.threshold = threshold;
+        delegations.keys.extend(keys.iter().map(|key| (key.id(), key.clone())));
+        let roles = &delegations.roles;
+        delegations.keys.retain(|id, _| roles.iter().any(|r| r.keyids.contains(id)));
+        true
     }
 
     /// Signs for a `bundle.json`. The sequence rises with every bundle of the role, for people and for order.

@@ -91,7 +91,12 @@ impl Repository {
         TrustState {
             snapshot_key: online.snapshot.public_hex(),
             timestamp_key: online.timestamp.public_hex(),
+            next_snapshot_key: None,
+            next_timestamp_key: None,
             root: self.roots.values().next_back().and_then(value),
+            roots: self.roots.values().filter_map(value).collect(),
+            snapshot: self.snapshot.as_ref().and_then(value),
+            timestamp: self.timestamp.as_ref().and_then(value),
             targets: self.targets.as_ref().and_then(value),
             roles: self
                 .roles

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::schema::{Doc, Root, Targets};
-use super::super::verify::{Authority, Unverified};
+use super::super::verify::Unverified;
 use super::super::{MAX_ROOT_BYTES, MAX_TARGETS_BYTES, TrustError, VerifiedTarget};
 use super::to_bytes;
 use crate::api::TrustState;
@@ -22,15 +22,17 @@ pub struct Current {
     pub targets: Doc<Targets>,
     /// Roles that targets delegates to, by name, as far as they have signed anything.
     pub roles: BTreeMap<String, Doc<Targets>>,
+    /// All of it as published, with the signatures.
+    pub documents: TrustState,
 }
 
 impl Current {
-    /// Verifies what a server says is published. `pinned` is the root that the signer knows: the same, or the one
-    /// before. Without it the server's root is taken at its word, which the caller must make visible.
-    /// `None` when nothing is published yet.
+    /// Verifies what a server says is published. `pinned` is the root that the signer knows: the same, or an older one
+    /// from which the published roots lead to the newest, one by one. Without it the server's root is taken at its
+    /// word, which the caller must make visible. `None` when nothing is published yet.
     pub fn read(state: &TrustState, pinned: Option<&[u8]>) -> Result<Option<Self>, TrustError> {
-        let Some(root) = &state.root else { return Ok(None) };
-        let root = verified_root(root, pinned)?;
+        let Some(newest) = &state.root else { return Ok(None) };
+        let root = verified_root(newest, &state.roots, pinned)?;
         let Some(targets) = &state.targets else {
             return Err(TrustError::Upload("the server has a root but no targets".into()));
         };
@@ -40,19 +42,30 @@ impl Current {
         for delegations in targets.body.delegations.iter() {
             for role in &delegations.roles {
                 let Some(document) = state.roles.get(&role.name) else { continue };
-                let authority = Authority {
-                    delegator: "targets".into(),
-                    keys: &delegations.keys,
-                    keyids: &role.keyids,
-                    threshold: role.threshold,
-                };
                 let bytes = to_bytes(document);
-                let doc =
-                    Unverified::<Targets>::open(&role.name, &bytes, MAX_TARGETS_BYTES)?.verify(&authority)?;
-                roles.insert(role.name.clone(), doc);
+                let doc = Unverified::<Targets>::open(&role.name, &bytes, MAX_TARGETS_BYTES)?;
+                roles.insert(role.name.clone(), doc.verify(&delegations.authority("targets", role))?);
             }
         }
-        Ok(Some(Self { root, targets, roles }))
+        Ok(Some(Self { root, targets, roles, documents: state.clone() }))
+    }
+
+    /// The published version of a role; 0 when it has signed nothing. Of a role that is no longer delegated it is the
+    /// last one that was published: numbers never go back.
+    pub fn version(&self, role: &str) -> u64 {
+        match role {
+            "root" => self.root.version,
+            "targets" => self.targets.version,
+            _ => self.roles.get(role).map_or_else(
+                || {
+                    let document = self.documents.roles.get(role);
+                    document
+                        .and_then(|d| Doc::<Targets>::read_unverified(d).ok())
+                        .map_or(0, |doc| doc.version)
+                },
+                |doc| doc.version,
+            ),
+        }
     }
 
     /// The published target of a path, signed by a role that may speak for it.
@@ -66,11 +79,17 @@ impl Current {
     }
 }
 
-fn verified_root(root: &Value, pinned: Option<&[u8]>) -> Result<Doc<Root>, TrustError> {
+fn verified_root(newest: &Value, roots: &[Value], pinned: Option<&[u8]>) -> Result<Doc<Root>, TrustError> {
     let open = |bytes: &[u8]| Unverified::<Root>::open("root", bytes, MAX_ROOT_BYTES);
-    let bytes = to_bytes(root);
+    let bytes = to_bytes(newest);
     let Some(pinned) = pinned else { return open(&bytes)?.verify_root(None) };
-    let known = open(pinned)?.verify_root(None)?;
+    let mut known = open(pinned)?.verify_root(None)?;
+    for later in roots {
+        let next = open(&to_bytes(later))?;
+        if next.version() == known.version.saturating_add(1) {
+            known = next.verify_root(Some(&known))?;
+        }
+    }
     let published = open(&bytes)?;
     let version = published.version();
     if version == known.version {
