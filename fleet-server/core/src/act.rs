@@ -166,7 +166,7 @@ fn give_way(other: &Rollout, supersede: bool, new: &NewRollout) -> Result<Plan, 
         return Err(StartError::RollingBack { other: id, model, version });
     }
     if !supersede {
-        return Err(StartError::Conflict { other: id, model, version, status: words(state.status) });
+        return Err(StartError::Conflict { other: id, model, version, status: state.status.words() });
     }
     let mut next = state.clone();
     next.status = RolloutStatus::Superseded;
@@ -271,7 +271,7 @@ fn refused(state: &RolloutState, action: Action, status: RolloutStatus) -> ActEr
         (Action::Approve, _) => ("approved", "no stage waits for approval"),
         (Action::Abort, _) => ("aborted", "only a rollout that is under way is aborted"),
     };
-    ActError::NotNow { id: state.id.clone(), status: words(status), done, remedy }
+    ActError::NotNow { id: state.id.clone(), status: status.words(), done, remedy }
 }
 
 fn done(action: Action) -> &'static str {
@@ -280,19 +280,5 @@ fn done(action: Action) -> &'static str {
         Action::Resume => "resumed",
         Action::Approve => "approved",
         Action::Abort => "aborted",
-    }
-}
-
-/// A status in words.
-pub fn words(status: RolloutStatus) -> &'static str {
-    match status {
-        RolloutStatus::Running => "running",
-        RolloutStatus::WaitingForApproval => "waiting for approval",
-        RolloutStatus::Paused => "paused",
-        RolloutStatus::RollingBack => "rolling back",
-        RolloutStatus::RolledBack => "rolled back",
-        RolloutStatus::Completed => "completed",
-        RolloutStatus::Aborted => "aborted",
-        RolloutStatus::Superseded => "superseded",
     }
 }

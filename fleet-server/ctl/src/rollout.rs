@@ -130,26 +130,13 @@ fn ended(info: &RolloutInfo, screen: &Screen) -> Result<()> {
     }
 }
 
-fn words(status: RolloutStatus) -> &'static str {
-    match status {
-        RolloutStatus::Running => "running",
-        RolloutStatus::WaitingForApproval => "waiting for approval",
-        RolloutStatus::Paused => "paused",
-        RolloutStatus::RollingBack => "rolling back",
-        RolloutStatus::RolledBack => "rolled back",
-        RolloutStatus::Completed => "completed",
-        RolloutStatus::Aborted => "aborted",
-        RolloutStatus::Superseded => "superseded",
-    }
-}
-
 fn describe(info: &RolloutInfo) -> String {
     let head = format!(
         "Rollout {}: {} {} is {}\n{}\n",
         info.id,
         info.spec.model,
         info.spec.version,
-        words(info.status),
+        info.status.words(),
         info.reason
     );
     let rows: Vec<_> = info.stages.iter().map(stage).collect();
@@ -191,7 +178,7 @@ fn list(rollouts: &[RolloutInfo]) -> String {
     }
     let rows = rollouts.iter().map(|r| {
         let version = format!("{} {}", r.spec.model, r.spec.version);
-        vec![r.id.to_string(), version, words(r.status).into(), utc(r.started_ms), r.reason.clone()]
+        vec![r.id.to_string(), version, r.status.words().into(), utc(r.started_ms), r.reason.clone()]
     });
     table(&["ROLLOUT", "VERSION", "STATUS", "STARTED (UTC)", "WHY"], &rows.collect::<Vec<_>>())
 }

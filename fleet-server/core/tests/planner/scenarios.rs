@@ -21,7 +21,7 @@ use std::path::Path;
 
 use plimsoll_fleet_core::act::Action;
 use plimsoll_fleet_core::view::Running;
-use plimsoll_fleet_core::{Facts, Plan, act, fleet, summary};
+use plimsoll_fleet_core::{Facts, Plan, fleet, summary};
 use plimsoll_protocol::DeviceId;
 use plimsoll_protocol::api::OnBreach;
 use plimsoll_protocol::wire::v1::JobPhase;
@@ -231,7 +231,7 @@ impl Stage {
     fn show(&mut self, id: &str) {
         let rollout = self.world.rollout(id).clone();
         let view = fleet::view(&self.world.devices, &self.world.rollouts, &rollout).unwrap();
-        self.say(&format!("{id} is {}: {}", act::words(rollout.state.status), rollout.state.reason));
+        self.say(&format!("{id} is {}: {}", rollout.state.status.words(), rollout.state.reason));
         if let Some(waits) = summary::waiting(&view, &rollout, self.world.now()) {
             self.say(&format!("  now: {waits}"));
         }
