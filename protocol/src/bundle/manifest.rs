@@ -3,6 +3,8 @@
 //! Strict: an unknown field, an unknown step or a value outside its limit refuses the whole document, because
 //! it is signed and a device must not run what it only half understands. New fields come with a new `format`.
 
+mod validate;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -446,138 +448,6 @@ impl Manifest {
     pub fn tolerance_for(&self, architecture: &str) -> Tolerance {
         *self.golden.per_architecture.get(architecture).unwrap_or(&self.golden.tolerance)
     }
-
-    fn validate(&self) -> Result<(), String> {
-        self.validate_files()?;
-        self.validate_variants()?;
-        let inputs = self.inputs.iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
-        validate_tensors("input", inputs)?;
-        let outputs = self.outputs.iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
-        validate_tensors("output", outputs)?;
-        self.validate_golden()?;
-        self.validate_steps()?;
-        if let Some(path) = &self.baseline {
-            self.listed(path, "the baseline")?;
-        }
-        if self.limits.timeout_ms == 0 || self.limits.max_batch == 0 || self.limits.queue == 0 {
-            return Err("limits of zero would refuse every request".into());
-        }
-        Ok(())
-    }
-
-    fn listed(&self, path: &SafePath, what: &str) -> Result<(), String> {
-        self.file(path).map(|_| ()).ok_or_else(|| format!("{what} {path} is not in `files`"))
-    }
-
-    fn validate_files(&self) -> Result<(), String> {
-        if self.files.is_empty() || self.files.len() > MAX_FILES {
-            return Err(format!("it lists {} files; 1 to {MAX_FILES} are allowed", self.files.len()));
-        }
-        let mut seen = BTreeSet::new();
-        for file in &self.files {
-            // Lower case, because two names that differ by case are one file on some file systems.
-            if !seen.insert(file.path.as_str().to_ascii_lowercase()) {
-                return Err(format!("file {} is listed twice", file.path));
-            }
-            if file.path.as_str().eq_ignore_ascii_case(super::MANIFEST_FILE) {
-                return Err("bundle.json cannot list itself".into());
-            }
-            if file.size > MAX_FILE_BYTES {
-                return Err(format!("file {} has {} bytes; at most {MAX_FILE_BYTES}", file.path, file.size));
-            }
-        }
-        for file in &self.files {
-            let inside = format!("{}/", file.path.as_str().to_ascii_lowercase());
-            if seen.range(inside.clone()..).next().is_some_and(|other| other.starts_with(&inside)) {
-                return Err(format!("{} is both a file and a folder", file.path));
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_variants(&self) -> Result<(), String> {
-        if self.variants.is_empty() || self.variants.len() > 16 {
-            return Err(format!("it has {} variants; 1 to 16 are allowed", self.variants.len()));
-        }
-        self.variants.iter().try_for_each(|v| self.listed(&v.entry, "the model of variant"))
-    }
-
-    fn validate_golden(&self) -> Result<(), String> {
-        let external = self.variants.iter().all(|v| matches!(v.runtime, RuntimeKind::External { .. }));
-        if self.golden.samples.is_empty() && !external {
-            return Err("it has no golden sample, so no device could check it".into());
-        }
-        for sample in &self.golden.samples {
-            if sample.inputs.len() != self.inputs.len() || sample.outputs.len() > self.outputs.len() {
-                return Err(format!(
-                    "a golden sample has {} inputs and {} outputs; the model has {} and {}",
-                    sample.inputs.len(),
-                    sample.outputs.len(),
-                    self.inputs.len(),
-                    self.outputs.len()
-                ));
-            }
-            sample.inputs.iter().chain(&sample.outputs).try_for_each(|p| self.listed(p, "golden file"))?;
-        }
-        for t in std::iter::once(&self.golden.tolerance).chain(self.golden.per_architecture.values()) {
-            let sane = |v: f64| v.is_finite() && v >= 0.0;
-            if !sane(t.absolute) || !sane(t.relative) {
-                return Err("a tolerance is negative or not a number".into());
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_steps(&self) -> Result<(), String> {
-        for step in self.pre.iter().chain(&self.post) {
-            match step {
-                Step::Scale { factor, offset, .. } if !factor.is_finite() || !offset.is_finite() => {
-                    return Err("step scale: factor and offset must be finite".into());
-                }
-                Step::Normalize { mean, std, .. } if mean.len() != std.len() || mean.is_empty() => {
-                    return Err("step normalize: mean and std must be of one length".into());
-                }
-                Step::Normalize { mean, std, .. }
-                    if mean.iter().any(|v| !v.is_finite())
-                        || std.iter().any(|v| !v.is_finite() || *v == 0.0) =>
-                {
-                    return Err("step normalize: values must be finite and std not zero".into());
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-fn validate_tensors<'a>(
-    what: &str,
-    tensors: impl Iterator<Item = (&'a str, &'a [i64])>,
-) -> Result<(), String> {
-    let mut names = BTreeSet::new();
-    for (name, shape) in tensors {
-        if name.is_empty() || name.len() > 200 || !names.insert(name) {
-            return Err(format!("{what} name {name:?} is empty, too long or used twice"));
-        }
-        if shape.len() > MAX_RANK {
-            return Err(format!("{what} {name} has {} dimensions; at most {MAX_RANK}", shape.len()));
-        }
-        let fixed = shape.iter().filter(|d| **d != -1);
-        let mut elements: u64 = 1;
-        for dim in fixed {
-            let dim = u64::try_from(*dim).ok().filter(|d| *d > 0);
-            let dim =
-                dim.ok_or_else(|| format!("{what} {name} has a dimension that is neither -1 nor positive"))?;
-            elements = elements
-                .checked_mul(dim)
-                .filter(|e| *e <= MAX_ELEMENTS)
-                .ok_or_else(|| format!("{what} {name} has more than {MAX_ELEMENTS} elements"))?;
-        }
-    }
-    if names.is_empty() || names.len() > MAX_TENSORS {
-        return Err(format!("it has {} {what}s; 1 to {MAX_TENSORS} are allowed", names.len()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
