@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod bundle;
+pub mod delta;
 pub mod drift;
 pub mod ids;
 pub mod trust;
