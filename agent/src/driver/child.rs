@@ -215,6 +215,7 @@ mod tests {
             log: "info".into(),
             configure: Order::Configure {
                 listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+                socket: None,
                 max_body: 1,
                 agent_version: "0".into(),
             },

@@ -271,6 +271,7 @@ impl Driver {
             log: self.settings.log.clone(),
             configure: Order::Configure {
                 listen: self.settings.listen,
+                socket: None,
                 max_body: self.settings.max_body_bytes,
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             },

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use plimsoll_protocol::bundle::{FileEntry, MANIFEST_FILE, Manifest};
 use plimsoll_protocol::{Digest, UnixMillis};
 use plimsoll_runtime::{RuntimeError, SelfTestReport, Tensor, architecture, read_sample, self_test};
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
 use super::control::{SelfTestLine, cut_reason};
 use super::hosted::{Hosted, on_own_thread, read_manifest};
-use super::http::{self, Endpoint};
+use super::http::{self, Bounds, Endpoint};
+use super::listen::Listener;
 
 /// Largest request body without a configuration: 16 rows of 3 x 512 x 512 FP32 pixels as JSON take about 100 MB; as
 /// binary tensors 50. What one sends by hand is far smaller.
@@ -97,15 +97,14 @@ pub async fn serve_bundle(
     let hosted =
         loaded.await.map_err(|_| RuntimeError::Run("the thread that loaded the model panicked".into()))??;
     let example = example_request(dir, &manifest);
-    let endpoint = Arc::new(Endpoint::new(env!("CARGO_PKG_VERSION").into(), DEFAULT_MAX_BODY, nonce));
+    let endpoint =
+        Arc::new(Endpoint::new(env!("CARGO_PKG_VERSION").into(), Bounds::of_body(DEFAULT_MAX_BODY), nonce));
     {
         let mut registry = endpoint.registry();
         registry.add(hosted);
         registry.serve(&manifest.model, digest, now);
     }
-    let io = |source| RuntimeError::Io { path: listen.to_string().into(), source };
-    let listener = TcpListener::bind(listen).await.map_err(io)?;
-    let addr = listener.local_addr().map_err(io)?;
+    let (listener, addr) = Listener::tcp(listen).await.map_err(RuntimeError::Run)?;
     let (stopping, stopped) = watch::channel(false);
     let accept = tokio::spawn(http::accept(listener, endpoint, stopped));
     ready(addr, example_command(addr, &manifest, &example));

@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use plimsoll_runtime::memory;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::control::{Answer, Order, cut_reason};
 use super::hosted::{Hosted, on_own_thread};
-use super::http::{self, Endpoint};
+use super::http::{self, Bounds, Endpoint};
+use super::listen::{Listener, SocketAt};
 
 /// Niceness of a thread that loads a model: inference of the models that serve goes first (tensorflow/serving#1866:
 /// loading B lifted A's 99th percentile from 20 to 100 ms).
@@ -44,7 +44,8 @@ struct Child {
 
 struct Listening {
     stop: watch::Sender<bool>,
-    accept: JoinHandle<()>,
+    /// One for each listener.
+    accept: Vec<JoinHandle<()>>,
 }
 
 /// A load that has ended.
@@ -58,7 +59,7 @@ struct Load {
 /// Serves until the orders end or one says to drain. `nonce` is random for each life of the process.
 pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>, nonce: u32) {
     let (loads, mut loaded) = mpsc::channel(1);
-    let endpoint = Arc::new(Endpoint::new(String::new(), NO_BODY, nonce));
+    let endpoint = Arc::new(Endpoint::new(String::new(), Bounds::of_body(NO_BODY), nonce));
     let mut child = Child { endpoint, answers, listening: None, loading: BTreeSet::new(), loads, nonce };
     loop {
         tokio::select! {
@@ -72,7 +73,9 @@ pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>
     }
     if let Some(listening) = child.listening.take() {
         listening.stop.send_replace(true);
-        let _ = listening.accept.await; // ends within its own limit
+        for accept in listening.accept {
+            let _ = accept.await; // all stop at once, and end within their own limit
+        }
     }
     child.say(Answer::Drained).await;
 }
@@ -80,8 +83,8 @@ pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>
 impl Child {
     async fn obey(&mut self, order: Order) {
         match order {
-            Order::Configure { listen, max_body, agent_version } => {
-                self.configure(listen, max_body, agent_version).await;
+            Order::Configure { listen, socket, max_body, agent_version } => {
+                self.configure(listen, socket, Bounds::of_body(max_body), agent_version).await;
             }
             Order::Load { model, version, digest, dir, next_window } => {
                 tracing::info!(%model, %version, digest = %digest.short(), "loading");
@@ -116,27 +119,34 @@ impl Child {
         }
     }
 
-    async fn configure(&mut self, listen: SocketAddr, max_body: u64, agent_version: String) {
+    async fn configure(
+        &mut self,
+        listen: SocketAddr,
+        socket: Option<SocketAt>,
+        bounds: Bounds,
+        agent_version: String,
+    ) {
         if self.listening.is_some() {
             return self
                 .fault(None, None, "the inference endpoint is open already; it is configured once".into())
                 .await;
         }
-        match TcpListener::bind(listen).await.and_then(|l| l.local_addr().map(|addr| (l, addr))) {
-            Ok((listener, addr)) => {
-                self.endpoint = Arc::new(Endpoint::new(agent_version, max_body, self.nonce));
-                let (stop, stopped) = watch::channel(false);
-                let accept = tokio::spawn(http::accept(listener, self.endpoint.clone(), stopped));
-                self.listening = Some(Listening { stop, accept });
-                self.say(Answer::Listening { addr }).await;
+        let opened = match Listener::tcp(listen).await {
+            Ok((tcp, addr)) => socket.map(|at| Listener::unix(&at)).transpose().map(|unix| (tcp, unix, addr)),
+            Err(reason) => Err(reason),
+        };
+        let (tcp, unix, addr) = match opened {
+            Ok(opened) => opened,
+            Err(reason) => {
+                return self.say(Answer::ListenFailed { addr: listen, reason: cut_reason(reason) }).await;
             }
-            Err(error) => {
-                let reason = format!(
-                    "cannot listen on {listen} for inference: {error}; is another program there? choose another `listen`"
-                );
-                self.say(Answer::ListenFailed { addr: listen, reason: cut_reason(reason) }).await;
-            }
-        }
+        };
+        self.endpoint = Arc::new(Endpoint::new(agent_version, bounds, self.nonce));
+        let (stop, stopped) = watch::channel(false);
+        let accept = |listener| tokio::spawn(http::accept(listener, self.endpoint.clone(), stopped.clone()));
+        self.listening =
+            Some(Listening { stop, accept: std::iter::once(tcp).chain(unix).map(accept).collect() });
+        self.say(Answer::Listening { addr }).await;
     }
 
     async fn load(&mut self, model: ModelName, digest: Digest, dir: PathBuf, next_window: u64) {

@@ -12,6 +12,8 @@ use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use serde::{Deserialize, Serialize};
 
+use super::listen::SocketAt;
+
 /// Longest line either side accepts: a drift report is at most 3 KiB, statistics of 8 models are under 4 KiB, a
 /// reason is cut to [`MAX_REASON`]; the rest is room.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -26,6 +28,9 @@ pub enum Order {
     Configure {
         /// Loopback address of the inference endpoint; port 0 lets the system choose.
         listen: SocketAddr,
+        /// A Unix socket beside it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        socket: Option<SocketAt>,
         /// Largest request body in bytes; a larger one is answered 413.
         max_body: u64,
         /// The agent's version, told to callers of `GET /v2`.

@@ -48,6 +48,8 @@ pub type OnFault = Box<dyn Fn(String) + Send>;
 /// A loaded bundle.
 pub struct Hosted {
     manifest: Manifest,
+    /// As it is written in every answer.
+    version: String,
     digest: Digest,
     model: Arc<Model>,
     queue: SyncSender<Job>,
@@ -58,15 +60,47 @@ pub struct Hosted {
 
 struct Job {
     inputs: Vec<Tensor>,
+    queued: Instant,
     reply: oneshot::Sender<Result<Arc<Vec<Tensor>>, RuntimeError>>,
 }
 
+/// What was counted since a bundle was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Requests that the model was asked, with or without success.
+    pub requests: u64,
+    /// Of those, without an answer.
+    pub failed: u64,
+    /// From the request's tensors to the answer's, of all answered together, in nanoseconds.
+    pub success_ns: u64,
+    /// The same of all that failed.
+    pub fail_ns: u64,
+    /// Runs of the model.
+    pub runs: u64,
+    /// Rows of all runs together.
+    pub rows: u64,
+    /// Time that runs waited in the queue, together.
+    pub queue_ns: u64,
+    /// Time in the model and its steps, together.
+    pub infer_ns: u64,
+    /// When the last run ended, Unix milliseconds; 0 when there was none.
+    pub last_ms: u64,
+}
+
 /// What is counted; outlives the model, so that the last window can be read when the thread has ended.
+#[derive(Default)]
 struct Ledger {
     requests: AtomicU64,
     failed: AtomicU64,
     refused: AtomicU64,
     busy: AtomicU64,
+    runs: AtomicU64,
+    rows: AtomicU64,
+    success_ns: AtomicU64,
+    fail_ns: AtomicU64,
+    queue_ns: AtomicU64,
+    infer_ns: AtomicU64,
+    last_ms: AtomicU64,
     latencies: Mutex<Latencies>,
     drift: Mutex<Option<Drift>>,
 }
@@ -115,25 +149,24 @@ impl Hosted {
     ) -> Result<Self, RuntimeError> {
         let manifest = model.manifest().clone();
         let model = Arc::new(model);
-        let ledger = Arc::new(Ledger {
-            requests: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            busy: AtomicU64::new(0),
-            latencies: Mutex::default(),
-            drift: Mutex::new(drift),
-        });
+        let ledger = Arc::new(Ledger { drift: Mutex::new(drift), ..Ledger::default() });
+        let version = manifest.version.to_string();
         let (queue, jobs) = sync_channel(manifest.limits.queue as usize);
         let (alive, ended) = oneshot::channel();
         let worker =
             Worker { model: model.clone(), featurizer, ledger: ledger.clone(), on_fault, _alive: alive };
         on_own_thread(&format!("infer-{}", manifest.model), move || worker.run(jobs))?;
-        Ok(Self { manifest, digest, model, queue, ledger, ended: Mutex::new(Some(ended)) })
+        Ok(Self { manifest, version, digest, model, queue, ledger, ended: Mutex::new(Some(ended)) })
     }
 
     /// Of the bundle.
     pub const fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Of the bundle, as text.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// Of its `bundle.json`.
@@ -146,7 +179,7 @@ impl Hosted {
         let start = Instant::now();
         self.model.check_inputs(&inputs).inspect_err(|_| self.refused())?;
         let (reply, answer) = oneshot::channel();
-        match self.queue.try_send(Job { inputs, reply }) {
+        match self.queue.try_send(Job { inputs, queued: start, reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
                 self.ledger.busy.fetch_add(1, Ordering::Relaxed);
@@ -183,7 +216,10 @@ impl Hosted {
     fn answered(&self, start: Instant, failed: bool) {
         self.ledger.requests.fetch_add(1, Ordering::Relaxed);
         self.ledger.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
-        lock(&self.ledger.latencies).note(start.elapsed().as_micros());
+        let took = start.elapsed();
+        let time = if failed { &self.ledger.fail_ns } else { &self.ledger.success_ns };
+        time.fetch_add(nanos(took), Ordering::Relaxed);
+        lock(&self.ledger.latencies).note(took.as_micros());
         if let Some(drift) = lock(&self.ledger.drift).as_mut() {
             drift.answered(failed);
         }
@@ -217,6 +253,23 @@ impl Hosted {
         }
     }
 
+    /// Counts and times since it was loaded. Each is read by itself: two of them may be a request apart.
+    pub fn counted(&self) -> Counted {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let failed = count(&self.ledger.failed);
+        Counted {
+            requests: count(&self.ledger.requests).max(failed),
+            failed,
+            success_ns: count(&self.ledger.success_ns),
+            fail_ns: count(&self.ledger.fail_ns),
+            runs: count(&self.ledger.runs),
+            rows: count(&self.ledger.rows),
+            queue_ns: count(&self.ledger.queue_ns),
+            infer_ns: count(&self.ledger.infer_ns),
+            last_ms: count(&self.ledger.last_ms),
+        }
+    }
+
     /// Lets go of it. Requests that hold it still finish.
     pub fn retire(self: Arc<Self>) -> Retired {
         let ended = lock(&self.ended).take();
@@ -235,6 +288,16 @@ impl Retired {
 }
 
 impl Ledger {
+    fn ran(&self, rows: usize, waited: Duration, took: Duration) {
+        let add = |counter: &AtomicU64, value| counter.fetch_add(value, Ordering::Relaxed);
+        add(&self.runs, 1);
+        add(&self.rows, rows as u64);
+        add(&self.queue_ns, nanos(waited));
+        add(&self.infer_ns, nanos(took));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        self.last_ms.store(now.map_or(0, |since| since.as_millis() as u64), Ordering::Relaxed);
+    }
+
     fn close_window(
         &self,
         manifest: &Manifest,
@@ -262,7 +325,10 @@ impl Worker {
                 continue; // the caller gave up while this waited
             }
             let asked = self.featurizer.as_ref().map(|_| job.inputs.clone());
+            let rows = job.inputs.first().map_or(1, Tensor::rows);
+            let started = Instant::now();
             let result = self.model.infer(job.inputs).map(Arc::new);
+            self.ledger.ran(rows, started.saturating_duration_since(job.queued), started.elapsed());
             if let Err(RuntimeError::Panicked { .. }) = &result {
                 let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
                 (self.on_fault)(why);
@@ -277,6 +343,10 @@ impl Worker {
             }
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) // 584 years
 }
 
 /// Starts a named thread with room for a model's recursion.

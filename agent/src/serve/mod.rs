@@ -14,6 +14,7 @@ mod drift;
 pub mod hosted;
 pub mod http;
 mod latency;
+pub mod listen;
 pub mod oip;
 pub mod registry;
 mod stdio;

@@ -1,11 +1,12 @@
 //! The Open Inference Protocol's JSON and binary tensors, as values: bytes of a request to tensors, tensors to bytes
 //! of a response. No socket, no model; what is refused says which tensor and why.
 
+mod classes;
 mod data;
 mod request;
 mod response;
 
-pub use request::{Ask, AskError, InferRequest, parse, parse_raw};
+pub use request::{Ask, AskError, Wanted, read};
 pub use response::{Prediction, encode};
 
 /// Header that gives the length of the JSON when binary tensors follow it.

@@ -1,4 +1,4 @@
-//! Which bundles are in memory, and which one answers for each model.
+//! Which bundles are in memory, which of them answer, and which one answers for each model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,9 +9,13 @@ use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use super::hosted::{Hosted, Retired};
 
 /// Bundles by model and digest. A swap changes one pointer; whoever holds the old bundle finishes on it.
+///
+/// A bundle that was told to serve answers requests that name its version until it is taken out, also when another
+/// one has become the model's answer to requests that name none. One that is only loaded answers nothing.
 #[derive(Default)]
 pub struct Registry {
     loaded: BTreeMap<(ModelName, Digest), Arc<Hosted>>,
+    served: BTreeMap<(ModelName, semver::Version), Arc<Hosted>>,
     active: BTreeMap<ModelName, Arc<Hosted>>,
 }
 
@@ -31,15 +35,15 @@ impl Registry {
     pub fn serve(&mut self, model: &ModelName, digest: Digest, now: UnixMillis) -> bool {
         let Some(hosted) = self.loaded.get(&(model.clone(), digest)) else { return false };
         hosted.open_window(now);
+        self.served.insert((model.clone(), hosted.manifest().version.clone()), hosted.clone());
         self.active.insert(model.clone(), hosted.clone());
         true
     }
 
     /// Takes a bundle out; if it answered for its model, nothing does now.
     pub fn remove(&mut self, model: &ModelName, digest: Digest) -> Option<Retired> {
-        if self.active.get(model).is_some_and(|active| active.digest() == digest) {
-            self.active.remove(model);
-        }
+        self.active.retain(|_, h| (&h.manifest().model, h.digest()) != (model, digest));
+        self.served.retain(|_, h| (&h.manifest().model, h.digest()) != (model, digest));
         self.loaded.remove(&(model.clone(), digest)).map(Hosted::retire)
     }
 
@@ -48,12 +52,28 @@ impl Registry {
         ModelName::new(model).ok().and_then(|name| self.active.get(&name).cloned())
     }
 
-    /// All that answer, sorted by model.
+    /// The bundle that answers for one version of a model, by the text of a request's path.
+    pub fn of_version(&self, model: &ModelName, version: &str) -> Option<Arc<Hosted>> {
+        let version = semver::Version::parse(version).ok()?;
+        self.served.get(&(model.clone(), version)).cloned()
+    }
+
+    /// Versions of a model that answer, oldest first.
+    pub fn versions(&self, model: &ModelName) -> impl Iterator<Item = String> {
+        self.served.keys().filter(move |(m, _)| m == model).map(|(_, version)| version.to_string())
+    }
+
+    /// All models' answers, sorted by model.
     pub fn all_active(&self) -> impl Iterator<Item = &Arc<Hosted>> {
         self.active.values()
     }
 
-    /// Closes every open window; opens the next of those that answer.
+    /// All that answer, sorted by model and version.
+    pub fn all_served(&self) -> impl Iterator<Item = &Arc<Hosted>> {
+        self.served.values()
+    }
+
+    /// Closes every open window; opens the next of those that answer for their model.
     pub fn close_windows(&self, now: UnixMillis) -> Vec<DriftReport> {
         let close = |hosted: &Arc<Hosted>| {
             let active = self.active.get(&hosted.manifest().model);

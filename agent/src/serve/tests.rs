@@ -2,5 +2,6 @@
 
 mod child;
 mod endpoint;
+mod protocol;
 mod refusals;
 mod support;

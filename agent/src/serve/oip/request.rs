@@ -1,12 +1,14 @@
 //! An inference request: JSON, JSON with binary tensors behind it, or one raw tensor.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_protocol::bundle::{DataType, InputSpec, Manifest};
+use plimsoll_protocol::bundle::{DataType, InputSpec, Manifest, OutputSpec};
 use plimsoll_runtime::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::classes;
 use super::data::{Flat, typed};
 
 /// Longest `id` that is echoed: a UUID has 36 characters, trace ids 64.
@@ -14,7 +16,7 @@ const MAX_ID: usize = 256;
 
 /// The JSON of a request, before anything is checked against a model.
 #[derive(Debug, Deserialize)]
-pub struct InferRequest {
+struct InferRequest {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
@@ -49,8 +51,35 @@ pub struct Ask {
     pub id: Option<String>,
     /// In the manifest's order.
     pub inputs: Vec<Tensor>,
-    /// Which outputs (positions in the manifest) in which order, and whether as binary.
-    pub outputs: Vec<(usize, bool)>,
+    /// In the order of the answer.
+    pub outputs: Vec<Wanted>,
+}
+
+/// One output that a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Position in the manifest.
+    at: usize,
+    /// Behind the JSON instead of in it.
+    binary: bool,
+    /// The best so many classes instead of all scores.
+    classes: Option<usize>,
+}
+
+impl Wanted {
+    /// What is asked for, out of the manifest's outputs and what the model gave for them.
+    pub fn of<'a>(
+        &self,
+        specs: &'a [OutputSpec],
+        outputs: &'a [Tensor],
+    ) -> Option<(&'a OutputSpec, Cow<'a, Tensor>, bool)> {
+        let (spec, tensor) = (specs.get(self.at)?, outputs.get(self.at)?);
+        let tensor = match self.classes {
+            None => Cow::Borrowed(tensor),
+            Some(count) => Cow::Owned(classes::best(tensor, &spec.labels, count)),
+        };
+        Some((spec, tensor, self.binary))
+    }
 }
 
 /// Why a request was refused; every case is the caller's.
@@ -62,8 +91,19 @@ fn refuse<T>(why: impl Into<String>) -> Result<T, AskError> {
     Err(AskError(why.into()))
 }
 
-/// Reads a request body. `json_len` is the binary extension's header: how much of the body is JSON.
-pub fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<Ask, AskError> {
+/// Reads the body of an inference request for the model of `manifest`: bytes in, tensors or a reason out, and nothing
+/// else. Safe on any bytes. `json_len` is the binary extension's header: how much of the body is JSON; 0 means one raw
+/// tensor, `None` that all of it is JSON.
+///
+/// That the tensors have the model's shapes and datatypes is for [`plimsoll_runtime::Model::check_inputs`].
+pub fn read(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<Ask, AskError> {
+    match json_len {
+        Some(0) => parse_raw(body, manifest),
+        json_len => parse(body, json_len, manifest),
+    }
+}
+
+fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<Ask, AskError> {
     let json_len = json_len.unwrap_or(body.len());
     let Some((json, mut binary)) = body.split_at_checked(json_len) else {
         return refuse(format!(
@@ -107,9 +147,9 @@ pub fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Resul
     Ok(Ask { id: request.id, inputs, outputs })
 }
 
-/// Reads a body that is one raw tensor and nothing else: for models of one input with at most one variable dimension,
+/// A body that is one raw tensor and nothing else: for models of one input with at most one variable dimension,
 /// which the length then tells. Everything is answered as binary.
-pub fn parse_raw(body: &[u8], manifest: &Manifest) -> Result<Ask, AskError> {
+fn parse_raw(body: &[u8], manifest: &Manifest) -> Result<Ask, AskError> {
     let [spec] = manifest.inputs.as_slice() else {
         return refuse(format!(
             "a raw binary request is for models of one input; this has {}",
@@ -178,13 +218,10 @@ fn datatype(text: &str) -> Result<DataType, String> {
     })
 }
 
-fn select(
-    asked: &[RequestOutput],
-    all_binary: bool,
-    manifest: &Manifest,
-) -> Result<Vec<(usize, bool)>, AskError> {
+fn select(asked: &[RequestOutput], all_binary: bool, manifest: &Manifest) -> Result<Vec<Wanted>, AskError> {
     if asked.is_empty() {
-        return Ok((0..manifest.outputs.len()).map(|at| (at, all_binary)).collect());
+        let all = 0..manifest.outputs.len();
+        return Ok(all.map(|at| Wanted { at, binary: all_binary, classes: None }).collect());
     }
     let mut seen = BTreeSet::new();
     let pick = |output: &RequestOutput| {
@@ -197,9 +234,23 @@ fn select(
             return refuse(format!("output {:?} is asked for twice", output.name));
         }
         let binary = output.parameters.get("binary_data").and_then(Value::as_bool).unwrap_or(all_binary);
-        Ok((at, binary))
+        let classes = classes_wanted(output, manifest.outputs.get(at).map(|o| o.datatype))?;
+        Ok(Wanted { at, binary, classes })
     };
     asked.iter().map(pick).collect()
+}
+
+/// The `classification` parameter of an output: 0, as Triton's client sends by default, asks for nothing.
+fn classes_wanted(output: &RequestOutput, datatype: Option<DataType>) -> Result<Option<usize>, AskError> {
+    let Some(value) = output.parameters.get("classification") else { return Ok(None) };
+    let name = &output.name;
+    let Some(count) = value.as_u64().and_then(|count| usize::try_from(count).ok()) else {
+        return refuse(format!("output {name:?}: `classification` is not a number of classes"));
+    };
+    if count > 0 && datatype.is_none_or(|d| d.width().is_none()) {
+        return refuse(format!("output {name:?}: `classification` needs scores, and this output is BYTES"));
+    }
+    Ok((count > 0).then_some(count))
 }
 
 /// A caller's text, cut so that an error stays a line.

@@ -1,5 +1,7 @@
 //! An inference response.
 
+use std::borrow::Cow;
+
 use plimsoll_protocol::bundle::{DataType, OutputSpec};
 use plimsoll_runtime::{Data, Tensor, f16_value};
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
@@ -15,7 +17,7 @@ pub struct Prediction<'a> {
     /// By which the bundle and, later, a label can be found.
     pub prediction_id: &'a str,
     /// Name, tensor and whether it goes as binary, in the order asked for.
-    pub outputs: Vec<(&'a OutputSpec, &'a Tensor, bool)>,
+    pub outputs: Vec<(&'a OutputSpec, Cow<'a, Tensor>, bool)>,
 }
 
 /// The body of a response, and how much of it is JSON when binary tensors follow.

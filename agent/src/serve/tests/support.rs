@@ -15,14 +15,15 @@ use plimsoll_runtime::{
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::serve::child::{self, Said};
 use crate::serve::control::{Answer, Order};
 use crate::serve::hosted::Hosted;
-use crate::serve::http::{self, Endpoint};
+use crate::serve::http::{self, Bounds, Endpoint};
+use crate::serve::listen::Listener;
 
 /// Longer than anything here takes on a machine under load; reached only when something hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,7 +64,14 @@ impl Child {
     pub async fn listening() -> (Self, SocketAddr) {
         let mut child = Self::start();
         let listen = "127.0.0.1:0".parse().unwrap();
-        child.order(Order::Configure { listen, max_body: MAX_BODY, agent_version: "0.1.0".into() }).await;
+        child
+            .order(Order::Configure {
+                listen,
+                socket: None,
+                max_body: MAX_BODY,
+                agent_version: "0.1.0".into(),
+            })
+            .await;
         match child.answer().await {
             Answer::Listening { addr } => (child, addr),
             other => panic!("{other:?}"),
@@ -236,11 +244,10 @@ pub async fn gated(change: impl FnOnce(&mut Manifest)) -> GatedEndpoint {
     let (fault, faults) = channel();
     let on_fault = Box::new(move |why| fault.send(why).unwrap());
     let hosted = Hosted::start(model, digest, None, None, on_fault).unwrap();
-    let endpoint = Arc::new(Endpoint::new("0.1.0".into(), MAX_BODY, 7));
+    let endpoint = Arc::new(Endpoint::new("0.1.0".into(), Bounds::of_body(MAX_BODY), 7));
     endpoint.registry().add(hosted);
     assert!(endpoint.registry().serve(&meter(), digest, 0));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
+    let (listener, addr) = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(http::accept(listener, endpoint.clone(), stopped));
     let gate = Gate { allow, started: Arc::new(Mutex::new(started)) };
