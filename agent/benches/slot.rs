@@ -128,7 +128,10 @@ fn manifest(content: &[u8]) -> (Verified<Manifest>, Vec<u8>) {
                 client.supply(response).expect("sound");
             }
             Step::Refreshed => client.find(&target_path(&model, &version)).expect("sound"),
-            Step::Found(target) => return (target.admit_manifest(&bytes).expect("sound"), bytes),
+            Step::Found(target) => {
+                let target = target.by_sha256().expect("sound");
+                return (target.admit_manifest(&bytes).expect("sound"), bytes);
+            }
             Step::NotListed { path } => panic!("{path} is not listed"),
         }
     }

@@ -13,7 +13,7 @@ use plimsoll_protocol::bundle::target_path;
 use plimsoll_protocol::trust::repository::{
     OFFLINE_LIFETIME_S, Online, ROLE_LIFETIME_S, Repository, RootKeys, model_paths, sign_next,
 };
-use plimsoll_protocol::trust::{Client, KeyPair, Response, Root, Signer, Step, Targets, TrustedDocs};
+use plimsoll_protocol::trust::{Client, KeyPair, Response, Root, Signer, Step, Store, Targets, TrustedDocs};
 
 const NOW: i64 = 1_800_000_000;
 const ROUNDS: u32 = 50;
@@ -62,7 +62,12 @@ fn visit(repository: &Repository, mut stored: TrustedDocs) -> (TrustedDocs, u64,
                 requests += 1;
                 let response = document.map_or(Response::NotFound, Response::Bytes);
                 let stores = client.supply(response).expect("the repository is sound");
-                stored.extend(stores.into_iter().map(|s| (s.name, s.bytes)));
+                for change in stores {
+                    match change {
+                        Store::Write { name, bytes } => stored.insert(name, bytes),
+                        Store::Delete { name } => stored.remove(&name),
+                    };
+                }
             }
             Step::Refreshed => client.find(&path).expect("the repository is sound"),
             Step::Found(_) => return (stored, bytes, requests),

@@ -6,7 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use plimsoll_protocol::bundle::{MAX_MANIFEST_BYTES, Manifest, target_path};
-use plimsoll_protocol::trust::{Client, Response, Step, TrustError, TrustedDocs, Verified, VerifiedTarget};
+use plimsoll_protocol::trust::{
+    Client, Response, Schemes, Step, Store, TrustError, TrustedDocs, Verified, VerifiedTarget,
+};
 use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
 
 use super::{FetchError, HttpSource};
@@ -16,6 +18,10 @@ use crate::files::{self, PUBLIC};
 const MAX_STORED: usize = 1024;
 /// Largest stored document: the largest that the client accepts.
 const MAX_STORED_BYTES: u64 = plimsoll_protocol::trust::MAX_TARGETS_BYTES;
+
+/// Whose signatures count on this device: Ed25519, unless the agent itself was built with its feature `ecdsa-rsa`.
+/// What was built beside it does not matter.
+const SCHEMES: Schemes = if cfg!(feature = "ecdsa-rsa") { Schemes::BUILT_IN } else { Schemes::ED25519 };
 
 /// Gets a document by its name in the repository. The real one is [`HttpSource`]; tests have a folder.
 pub trait Documents {
@@ -55,7 +61,7 @@ impl Trust {
     /// Brings the metadata up to date. Ends with fresh timestamp, snapshot and targets, or with an error that names
     /// the document; what was trusted before stays.
     pub async fn refresh(&self, documents: &impl Documents, now: UnixSeconds) -> Result<Refresh, FetchError> {
-        let client = Client::new(self.stored()?, now).map_err(refused)?;
+        let client = Client::accepting(self.stored()?, now, SCHEMES).map_err(refused)?;
         let mut refresh = Refresh { client, dir: self.dir.clone() };
         refresh.drive(documents).await?;
         Ok(refresh)
@@ -115,7 +121,7 @@ impl Refresh {
         let path = target_path(model, version);
         self.client.find(&path).map_err(refused)?;
         let target = match self.drive(documents).await? {
-            Step::Found(target) => target,
+            Step::Found(target) => target.by_sha256().map_err(refused)?,
             _ => {
                 let text = format!(
                     "{model} {version} is not signed by any role that may sign for it: it was never published, or \
@@ -152,9 +158,18 @@ impl Refresh {
             let got = documents.get(&fetch.path, fetch.max_bytes).await?;
             let response = got.as_deref().map_or(Response::NotFound, Response::Bytes);
             let trusted = self.client.supply(response).map_err(refused)?;
-            for document in trusted {
-                let path = self.dir.join(&document.name);
-                files::write_atomic(&path, &document.bytes, PUBLIC).map_err(|e| {
+            for change in trusted {
+                self.keep(change)?;
+            }
+        }
+    }
+}
+
+impl Refresh {
+    fn keep(&self, change: Store) -> Result<(), FetchError> {
+        match change {
+            Store::Write { name, bytes } => files::write_atomic(&self.dir.join(name), &bytes, PUBLIC)
+                .map_err(|e| {
                     FetchError::transient(
                         "fetch.disk",
                         format!(
@@ -162,7 +177,11 @@ impl Refresh {
                             std::error::Error::source(&e).map_or_else(String::new, ToString::to_string)
                         ),
                     )
-                })?;
+                }),
+            // It counts for nothing under the present root: should a power cut bring it back, it is deleted again.
+            Store::Delete { name } => {
+                let _ = std::fs::remove_file(self.dir.join(name));
+                Ok(())
             }
         }
     }

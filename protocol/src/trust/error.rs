@@ -1,7 +1,7 @@
 //! Why a document was not trusted: which role and version, what was expected, and what to do.
 
 use super::Fetch;
-use crate::{Digest, UnixSeconds};
+use crate::UnixSeconds;
 
 /// A document, a target or a bundle that was refused. Nothing of it was kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -178,8 +178,8 @@ impl TrustError {
         Self::Target { path: path.to_owned(), why: why.to_string() }
     }
 
-    pub(super) fn wrong_bytes(path: &str, expected: &Digest, got: &Digest) -> Self {
-        Self::target(path, format!("its SHA-256 is {got}, the signed one is {expected}"))
+    pub(super) fn wrong_bytes(path: &str, expected: &str, got: &str) -> Self {
+        Self::target(path, format!("its digest is {got}, the signed one is {expected}"))
     }
 }
 

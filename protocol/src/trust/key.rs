@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -27,11 +27,11 @@ impl fmt::Display for KeyId {
 /// A public key as a document describes it. Kinds that this version does not know are kept and never count.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Key {
-    /// `ed25519`.
+    /// `ed25519`, or what [`super::Scheme`] lists.
     pub keytype: String,
-    /// `ed25519`.
+    /// The same for Ed25519; a type of key may sign in several ways.
     pub scheme: String,
-    /// `{"public": "<64 hexadecimal digits>"}`.
+    /// `{"public": "<64 hexadecimal digits>"}`, or a PEM.
     pub keyval: BTreeMap<String, Value>,
     /// Fields of others, preserved under the signature.
     #[serde(flatten)]
@@ -84,25 +84,18 @@ impl Key {
         (&self.keytype, &self.scheme, &self.keyval) == (&other.keytype, &other.scheme, &other.keyval)
     }
 
-    /// The raw public key, `None` when the kind is unknown or the bytes are malformed.
+    /// The raw Ed25519 public key, `None` when the key is of another kind or the bytes are malformed.
     pub fn public(&self) -> Option<[u8; 32]> {
         self.verifying().map(|k| k.to_bytes())
     }
 
-    pub(super) fn verifying(&self) -> Option<VerifyingKey> {
+    fn verifying(&self) -> Option<VerifyingKey> {
         if self.keytype != "ed25519" || self.scheme != "ed25519" {
             return None;
         }
         let mut bytes = [0; 32];
         hex::decode_to_slice(self.keyval.get("public")?.as_str()?, &mut bytes).ok()?;
         VerifyingKey::from_bytes(&bytes).ok()
-    }
-
-    /// Whether `signature` is this key's over `message`. `verify_strict` only: it refuses keys and points of small
-    /// order and non-canonical scalars, which make one signature valid for many messages.
-    pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
-        let signature = Signature::from_bytes(signature);
-        self.verifying().is_some_and(|key| key.verify_strict(message, &signature).is_ok())
     }
 }
 

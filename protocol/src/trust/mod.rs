@@ -6,23 +6,28 @@
 //! that checks an upload, and a test drive the very same code.
 //!
 //! Top-down: [`Client`] walks root, timestamp, snapshot and targets, then the delegations that may speak for one
-//! path; it ends in a [`VerifiedTarget`], which admits exactly the bytes that were signed and turns them into
+//! path; it ends in a [`SignedTarget`], by its SHA-256 a [`VerifiedTarget`], which admits exactly the bytes that were signed and turns them into
 //! [`Verified`], a type that nobody else can make. [`repository`] is the signing side.
 //!
 //! Rules that are implemented once, here:
 //! - a threshold counts distinct *public keys*, not key ids (the threshold rule lives in one private function);
-//! - only `verify_strict` of Ed25519 is used, over the canonical form of the value that was received, so unknown
-//!   fields stay under the signature;
+//! - signatures are over the canonical form of the value that was received, so unknown fields stay under them;
+//!   Ed25519 is verified strictly, and other schemes count only for a caller that names them ([`Schemes`]);
 //! - what is refused is never handed out for storing, and a refusal leaves the client as it was;
 //! - a document from the store is trusted no more than one from the network: it is verified again, a delegated
 //!   role against the delegator of the present look-up.
 
 mod canonical;
 mod client;
+mod digests;
+#[cfg(feature = "ecdsa-rsa")]
+mod ecdsa_rsa;
 mod error;
 mod key;
+mod pattern;
 pub mod repository;
 mod schema;
+mod scheme;
 mod target;
 mod verify;
 
@@ -34,7 +39,8 @@ pub use schema::{
     DelegatedRole, Delegations, Doc, FileMeta, RoleKeys, RoleType, Root, Snapshot, TargetMeta, Targets,
     Timestamp, file_name, role_file,
 };
-pub use target::{Verified, VerifiedTarget};
+pub use scheme::{Scheme, Schemes};
+pub use target::{SignedTarget, TargetCheck, Verified, VerifiedTarget};
 
 /// Path of the fleet's certificate authorities (PEM) in the repository; top-level targets sign for it.
 pub const FLEET_CA: &str = "fleet/ca.pem";

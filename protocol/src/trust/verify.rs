@@ -2,20 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::digests::Digests;
+use super::schema::{DelegatedRole, Delegations, Doc, FileMeta, RoleType, Root};
+use super::scheme::{PublicKey, Schemes};
+use super::{Key, KeyId, TrustError, canonical};
+use crate::UnixSeconds;
 use serde::Deserialize;
 use serde_json::Value;
-use sha2::Digest as _;
-
-use super::schema::{DelegatedRole, Delegations, Doc, FileMeta, RoleType, Root};
-use super::{Key, KeyId, TrustError, canonical};
-use crate::{Digest, UnixSeconds};
 
 /// A document that parses. Nobody has vouched for it yet.
 pub(super) struct Unverified<T> {
     role: String,
     doc: Doc<T>,
     message: Vec<u8>,
-    signatures: BTreeMap<KeyId, Option<[u8; 64]>>,
+    signatures: BTreeMap<KeyId, Option<Vec<u8>>>,
 }
 
 /// Who may sign, as the delegator says.
@@ -24,6 +24,15 @@ pub(super) struct Authority<'a> {
     pub keys: &'a BTreeMap<KeyId, Key>,
     pub keyids: &'a [KeyId],
     pub threshold: u32,
+    /// Signatures of other schemes do not count.
+    pub schemes: Schemes,
+}
+
+impl Authority<'_> {
+    /// The same for somebody to whom only some schemes count.
+    pub fn accepting(self, schemes: Schemes) -> Self {
+        Self { schemes, ..self }
+    }
 }
 
 impl<T: RoleType> Unverified<T> {
@@ -65,15 +74,17 @@ impl<T: RoleType> Unverified<T> {
     /// Keys of an authority that have signed it: one id for each distinct public key, because the same key under two
     /// ids is one.
     pub fn signed_by(&self, authority: &Authority<'_>) -> Vec<KeyId> {
-        let mut valid: BTreeSet<[u8; 32]> = BTreeSet::new();
+        let mut valid: BTreeSet<Vec<u8>> = BTreeSet::new();
         let mut ids = Vec::new();
         for id in authority.keyids {
             let (Some(key), Some(Some(signature))) = (authority.keys.get(id), self.signatures.get(id)) else {
                 continue;
             };
-            let Some(public) = key.public() else { continue };
-            if !valid.contains(&public) && key.verifies(&self.message, signature) {
-                valid.insert(public);
+            let Some(public) = PublicKey::of(key).filter(|k| authority.schemes.has(k.scheme)) else {
+                continue;
+            };
+            if !valid.contains(public.material()) && public.verifies(&self.message, signature) {
+                valid.insert(public.material().to_vec());
                 ids.push(id.clone());
             }
         }
@@ -110,10 +121,19 @@ impl<T: RoleType> Unverified<T> {
 impl Unverified<Root> {
     /// Verifies a root against itself and, when given, its predecessor.
     pub fn verify_root(self, predecessor: Option<&Doc<Root>>) -> Result<Doc<Root>, TrustError> {
+        self.verify_root_by(predecessor, Schemes::BUILT_IN)
+    }
+
+    /// The same for somebody to whom only some schemes count.
+    pub fn verify_root_by(
+        self,
+        predecessor: Option<&Doc<Root>>,
+        schemes: Schemes,
+    ) -> Result<Doc<Root>, TrustError> {
         if let Some(old) = predecessor {
-            self.check(&old.authority("root")?)?;
+            self.check(&old.authority("root")?.accepting(schemes))?;
         }
-        self.check(&self.doc.authority("root")?)?;
+        self.check(&self.doc.authority("root")?.accepting(schemes))?;
         Ok(self.doc)
     }
 }
@@ -131,7 +151,8 @@ impl Root {
         let holders =
             self.roles.get(role).ok_or_else(|| TrustError::parse("root", format!("no role {role}")))?;
         let (keys, keyids) = (&self.keys, holders.keyids.as_slice());
-        Ok(Authority { delegator: delegator.to_owned(), keys, keyids, threshold: holders.threshold })
+        let (delegator, threshold) = (delegator.to_owned(), holders.threshold);
+        Ok(Authority { delegator, keys, keyids, threshold, schemes: Schemes::BUILT_IN })
     }
 }
 
@@ -139,7 +160,8 @@ impl Delegations {
     /// Who may sign as one of the roles.
     pub(super) fn authority<'a>(&'a self, delegator: &str, role: &'a DelegatedRole) -> Authority<'a> {
         let (keys, keyids) = (&self.keys, role.keyids.as_slice());
-        Authority { delegator: delegator.to_owned(), keys, keyids, threshold: role.threshold }
+        let (delegator, threshold) = (delegator.to_owned(), role.threshold);
+        Authority { delegator, keys, keyids, threshold, schemes: Schemes::BUILT_IN }
     }
 }
 
@@ -162,35 +184,18 @@ impl FileMeta {
             return Err(TrustError::LengthMismatch { role, expected, got, by });
         }
         let Some(hashes) = &self.hashes else { return Ok(()) };
-        check_hashes(hashes, bytes).map_err(|(expected, got)| TrustError::DigestMismatch {
+        let differs = Digests::of(bytes).check(hashes);
+        differs.map_err(|differs| TrustError::DigestMismatch {
             role: role.to_owned(),
-            expected,
-            got,
+            expected: differs.expected,
+            got: differs.got,
             by: by.to_owned(),
         })
     }
 }
 
-/// Every digest of a known kind must hold, and there must be one.
-fn check_hashes(hashes: &BTreeMap<String, String>, bytes: &[u8]) -> Result<(), (String, String)> {
-    let mut known = false;
-    for (algorithm, expected) in hashes {
-        let got = match algorithm.as_str() {
-            "sha256" => Digest::of(bytes).to_string(),
-            "sha512" => hex::encode(sha2::Sha512::digest(bytes)),
-            _ => continue,
-        };
-        if got != *expected {
-            return Err((expected.clone(), got));
-        }
-        known = true;
-    }
-    if known { Ok(()) } else { Err(("a sha256".into(), "digests of unknown kinds only".into())) }
-}
-
-/// 128 lower-case digits. Upper case is refused, so that a signature has one spelling.
-fn decode(text: &str) -> Option<[u8; 64]> {
-    let mut bytes = [0; 64];
+/// Lower-case digits. Upper case is refused, so that a signature has one spelling.
+fn decode(text: &str) -> Option<Vec<u8>> {
     let lower = !text.bytes().any(|b| b.is_ascii_uppercase());
-    (lower && hex::decode_to_slice(text, &mut bytes).is_ok()).then_some(bytes)
+    lower.then(|| hex::decode(text).ok()).flatten()
 }

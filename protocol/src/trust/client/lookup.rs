@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::super::schema::{DelegatedRole, Doc, Targets, role_file};
 use super::super::verify::{Authority, Unverified};
 use super::super::{
-    Key, KeyId, MAX_DELEGATION_DEPTH, MAX_LOOKUP_ROLES, MAX_TARGETS_BYTES, TrustError, VerifiedTarget,
+    Key, KeyId, MAX_DELEGATION_DEPTH, MAX_LOOKUP_ROLES, MAX_TARGETS_BYTES, SignedTarget, TrustError,
 };
 use super::refresh::{bound, exact};
 use super::{Client, Fetch, State, Store};
@@ -23,7 +23,7 @@ pub(super) struct Lookup {
     /// Roles to ask, the next one last.
     stack: Vec<Pending>,
     visited: BTreeSet<String>,
-    found: Option<VerifiedTarget>,
+    found: Option<SignedTarget>,
     /// Set while the state waits for bytes.
     fetch: Option<Fetch>,
 }
@@ -55,7 +55,7 @@ impl Lookup {
     /// Asks one role, and lines up those it delegates to.
     fn visit(&mut self, name: &str, depth: usize, doc: &Doc<Targets>) -> Result<(), TrustError> {
         if let Some(meta) = doc.body.targets.get(&self.path) {
-            self.found = Some(VerifiedTarget::new(name, &self.path, meta)?);
+            self.found = Some(SignedTarget::new(name, &self.path, meta));
             return Ok(());
         }
         let Some(delegations) = &doc.body.delegations else { return Ok(()) };
@@ -142,6 +142,7 @@ impl Client {
             keys: &pending.keys,
             keyids: &role.keyids,
             threshold: role.threshold,
+            schemes: self.schemes,
         })?;
         exact(name, doc.version, meta.version, "snapshot.json")?;
         doc.fresh(name, self.now)?;

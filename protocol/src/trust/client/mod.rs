@@ -7,7 +7,7 @@
 //! What was trusted before (from the caller's store) serves two purposes. Its *versions* are floors below which
 //! nothing is accepted, even when it has expired. Its *bytes* save a download when the document above still names
 //! exactly them. Recovery from a fast-forward attack needs no record of events: once the root names other keys for
-//! timestamp or snapshot, the stored documents no longer verify under it, and their floors are gone with them.
+//! timestamp or snapshot, the stored documents no longer verify under it; both are forgotten, and their floors with them.
 
 mod lookup;
 mod refresh;
@@ -15,8 +15,9 @@ mod refresh;
 use std::collections::BTreeMap;
 
 use super::schema::{Doc, Root, Snapshot, Targets, Timestamp};
+use super::scheme::Schemes;
 use super::verify::Unverified;
-use super::{MAX_ROOT_BYTES, TrustError, VerifiedTarget};
+use super::{MAX_ROOT_BYTES, SignedTarget, TrustError};
 use crate::UnixSeconds;
 use lookup::Lookup;
 
@@ -32,7 +33,7 @@ pub enum Step {
     /// All four top-level roles are fresh; [`Client::find`] may be called.
     Refreshed,
     /// The look-up ended: a trusted role signs for the path.
-    Found(VerifiedTarget),
+    Found(SignedTarget),
     /// The look-up ended: no trusted role signs for the path (any more).
     NotListed {
         /// The path.
@@ -60,19 +61,28 @@ pub enum Response<'a> {
     NotFound,
 }
 
-/// A document that is now trusted. Persist it, atomically and in order, before going on.
+/// What changes in the store. Persist it, atomically and in order, before going on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Store {
-    /// Name in the store: `root.json`, `meter-reader.json`.
-    pub name: String,
-    /// The bytes as received.
-    pub bytes: Vec<u8>,
+pub enum Store {
+    /// A document that is now trusted.
+    Write {
+        /// Name in the store: `root.json`, `meter-reader.json`.
+        name: String,
+        /// The bytes as received.
+        bytes: Vec<u8>,
+    },
+    /// A document that no longer counts, because the keys that signed it were rotated away.
+    Delete {
+        /// Name in the store: `timestamp.json`.
+        name: String,
+    },
 }
 
 /// The client. Owns the state of one refresh and its look-ups; make a new one for the next refresh.
 #[derive(Debug)]
 pub struct Client {
     now: UnixSeconds,
+    schemes: Schemes,
     /// Bytes that were trusted, by store name; updated with what is accepted.
     stored: TrustedDocs,
     root: Doc<Root>,
@@ -92,18 +102,24 @@ enum State {
     Targets,
     Refreshed,
     Looking(Lookup),
-    Found(VerifiedTarget),
+    Found(SignedTarget),
     NotListed(String),
 }
 
 impl Client {
-    /// Starts from what the caller trusts. `now` judges every expiry of this refresh; it is an argument because a
-    /// device without a clock has a floor instead of a time.
+    /// Starts from what the caller trusts, and takes signatures of Ed25519 only. `now` judges every expiry of this
+    /// refresh; it is an argument because a device without a clock has a floor instead of a time.
     pub fn new(stored: TrustedDocs, now: UnixSeconds) -> Result<Self, TrustError> {
+        Self::accepting(stored, now, Schemes::ED25519)
+    }
+
+    /// The same, taking signatures of these schemes.
+    pub fn accepting(stored: TrustedDocs, now: UnixSeconds, schemes: Schemes) -> Result<Self, TrustError> {
         let bytes = stored.get("root.json").ok_or(TrustError::NoRoot)?;
-        let root = Unverified::<Root>::open("root", bytes, MAX_ROOT_BYTES)?.verify_root(None)?;
+        let root = Unverified::<Root>::open("root", bytes, MAX_ROOT_BYTES)?.verify_root_by(None, schemes)?;
         Ok(Self {
             now,
+            schemes,
             stored,
             root,
             roots_walked: 0,
@@ -131,7 +147,7 @@ impl Client {
             return Err(TrustError::OutOfTurn("a document was supplied although none was wanted"));
         };
         let bytes = match (response, &self.state) {
-            (Response::NotFound, State::Root) => return self.end_of_roots().map(|()| Vec::new()),
+            (Response::NotFound, State::Root) => return self.end_of_roots(),
             (Response::NotFound, _) => return Err(TrustError::missing(&fetch)),
             (Response::Bytes(bytes), _) => bytes,
         };
@@ -158,6 +174,11 @@ impl Client {
         self.go_on(lookup)
     }
 
+    /// Whether documents and targets carry version and digest in their names, as the trusted root says.
+    pub const fn consistent_snapshot(&self) -> bool {
+        self.root.body.consistent_snapshot
+    }
+
     /// The version of the trusted root.
     pub const fn root_version(&self) -> u64 {
         self.root.version
@@ -172,6 +193,6 @@ impl Client {
 
     fn keep(&mut self, name: String, bytes: &[u8]) -> Store {
         self.stored.insert(name.clone(), bytes.to_vec());
-        Store { name, bytes: bytes.to_vec() }
+        Store::Write { name, bytes: bytes.to_vec() }
     }
 }

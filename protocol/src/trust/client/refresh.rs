@@ -1,7 +1,7 @@
 //! Root, timestamp, snapshot, targets: each step accepts one document or refuses it whole.
 
 use super::super::schema::{Doc, FileMeta, Root, Snapshot, Targets, Timestamp, file_name, role_file};
-use super::super::verify::Unverified;
+use super::super::verify::{Authority, Unverified};
 use super::super::{
     MAX_ROOT_BYTES, MAX_ROOT_VERSIONS, MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES, TrustError,
 };
@@ -33,6 +33,10 @@ impl Client {
         if self.root.body.consistent_snapshot { file_name(role, meta.version) } else { role_file(role) }
     }
 
+    fn authority(&self, role: &str) -> Result<Authority<'_>, TrustError> {
+        Ok(self.root.authority(role)?.accepting(self.schemes))
+    }
+
     /// What the trusted snapshot says of a role.
     pub(super) fn meta(&self, role: &str) -> Option<&FileMeta> {
         self.snapshot.as_ref()?.body.meta.get(&role_file(role))
@@ -47,24 +51,34 @@ impl Client {
         }
         let next = Unverified::<Root>::open("root", bytes, MAX_ROOT_BYTES)?;
         exact("root", next.version(), self.root.version.saturating_add(1), "the one after the trusted root")?;
-        self.root = next.verify_root(Some(&self.root))?;
+        self.root = next.verify_root_by(Some(&self.root), self.schemes)?;
         self.roots_walked += 1;
         Ok(vec![self.keep("root.json".into(), bytes)])
     }
 
     /// The server has no newer root: the one at hand must be fresh, and says which stored documents still count.
-    pub(super) fn end_of_roots(&mut self) -> Result<(), TrustError> {
+    pub(super) fn end_of_roots(&mut self) -> Result<Vec<Store>, TrustError> {
         self.root.fresh("root", self.now)?;
-        (self.timestamp, self.snapshot) = self.floors();
+        let mut stores = Vec::new();
+        match self.floors() {
+            Some(floors) => (self.timestamp, self.snapshot) = floors,
+            None => {
+                for name in ["timestamp.json", "snapshot.json"] {
+                    if self.stored.remove(name).is_some() {
+                        stores.push(Store::Delete { name: name.to_owned() });
+                    }
+                }
+            }
+        }
         self.state = State::Timestamp;
-        Ok(())
+        Ok(stores)
     }
 
     /// The stored timestamp and snapshot, as floors: verified under the present root, expiry aside. When either is
     /// well-formed but signed by keys that the root no longer names, those keys were rotated, perhaps because they
-    /// were stolen and used to push versions up: both floors go (fast-forward recovery). A file that is merely
-    /// spoilt takes only itself away.
-    fn floors(&self) -> (Option<Doc<Timestamp>>, Option<Doc<Snapshot>>) {
+    /// were stolen and used to push versions up: both floors go (fast-forward recovery), which `None` says. A file
+    /// that is merely spoilt takes only itself away.
+    fn floors(&self) -> Option<(Option<Doc<Timestamp>>, Option<Doc<Snapshot>>)> {
         let mut rotated = false;
         let timestamp = self.stored.get("timestamp.json");
         let timestamp = timestamp.and_then(|b| Unverified::open("timestamp", b, MAX_TIMESTAMP_BYTES).ok());
@@ -72,7 +86,7 @@ impl Client {
         let snapshot = self.stored.get("snapshot.json");
         let snapshot = snapshot.and_then(|b| Unverified::open("snapshot", b, MAX_SNAPSHOT_BYTES).ok());
         let snapshot = snapshot.and_then(|doc| self.by_root(doc, "snapshot", &mut rotated));
-        if rotated { (None, None) } else { (timestamp, snapshot) }
+        (!rotated).then_some((timestamp, snapshot))
     }
 
     fn by_root<T: super::super::RoleType>(
@@ -81,14 +95,14 @@ impl Client {
         role: &str,
         rotated: &mut bool,
     ) -> Option<Doc<T>> {
-        let verified = self.root.authority(role).and_then(|authority| doc.verify(&authority));
+        let verified = self.authority(role).and_then(|authority| doc.verify(&authority));
         *rotated |= verified.is_err();
         verified.ok()
     }
 
     pub(super) fn take_timestamp(&mut self, bytes: &[u8]) -> Result<Vec<Store>, TrustError> {
         let new = Unverified::<Timestamp>::open("timestamp", bytes, MAX_TIMESTAMP_BYTES)?;
-        let new = new.verify(&self.root.authority("timestamp")?)?;
+        let new = new.verify(&self.authority("timestamp")?)?;
         let mut same = false;
         if let Some(old) = &self.timestamp {
             not_older("timestamp", new.version, old.version, "timestamp.json")?;
@@ -122,7 +136,7 @@ impl Client {
         let meta = timestamp.snapshot();
         meta.check_bytes("snapshot", bytes, "timestamp.json")?;
         let new = Unverified::<Snapshot>::open("snapshot", bytes, MAX_SNAPSHOT_BYTES)?;
-        let new = new.verify(&self.root.authority("snapshot")?)?;
+        let new = new.verify(&self.authority("snapshot")?)?;
         exact("snapshot", new.version, meta.version, "timestamp.json")?;
         for (file, old) in self.snapshot.iter().flat_map(|old| &old.body.meta) {
             let role = file.strip_suffix(".json").unwrap_or(file);
@@ -151,7 +165,7 @@ impl Client {
             self.meta("targets").ok_or_else(|| TrustError::NotInSnapshot { role: "targets".into() })?;
         meta.check_bytes("targets", bytes, "snapshot.json")?;
         let new = Unverified::<Targets>::open("targets", bytes, MAX_TARGETS_BYTES)?;
-        let new = new.verify(&self.root.authority("targets")?)?;
+        let new = new.verify(&self.authority("targets")?)?;
         exact("targets", new.version, meta.version, "snapshot.json")?;
         new.fresh("targets", self.now)?;
         self.targets = Some(new);

@@ -3,9 +3,9 @@
 use super::*;
 
 #[track_caller]
-fn found(step: &Step) -> &VerifiedTarget {
+fn found(step: &Step) -> VerifiedTarget {
     match step {
-        Step::Found(target) => target,
+        Step::Found(target) => target.clone().by_sha256().unwrap(),
         other => panic!("not found: {other:?}"),
     }
 }

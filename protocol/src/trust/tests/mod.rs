@@ -185,8 +185,11 @@ impl Device {
         while let Step::Fetch(fetch) = client.next() {
             self.fetched.push(fetch.path.clone());
             let response = files.get(&fetch.path).map_or(Response::NotFound, |b| Response::Bytes(b));
-            for store in client.supply(response)? {
-                self.stored.insert(store.name, store.bytes);
+            for change in client.supply(response)? {
+                match change {
+                    Store::Write { name, bytes } => self.stored.insert(name, bytes),
+                    Store::Delete { name } => self.stored.remove(&name),
+                };
             }
         }
         Ok(())
