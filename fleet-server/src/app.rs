@@ -13,6 +13,7 @@ use crate::auth::Auth;
 use crate::blobs::Blobs;
 use crate::ca::Ca;
 use crate::clock;
+use crate::delta::Deltas;
 use crate::drift::Drift;
 use crate::fleet::Fleet;
 use crate::gateway::GatewayHandle;
@@ -49,6 +50,8 @@ pub struct App {
     pub store: Arc<dyn Store>,
     /// Files by digest.
     pub blobs: Blobs,
+    /// The way from one of them to another.
+    pub deltas: Deltas,
     /// Tokens.
     pub auth: Auth,
     /// Certificates.

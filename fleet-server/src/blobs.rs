@@ -192,6 +192,26 @@ impl Blobs {
         }))
     }
 
+    /// Opens a blob for reading at any place, for work off the runtime's threads.
+    pub fn open_file(&self, digest: &Digest) -> std::io::Result<std::fs::File> {
+        std::fs::File::open(self.path(digest))
+    }
+
+    /// A place for a file that may become a blob; nothing is made there yet. The file goes away unless it is adopted.
+    pub fn scratch(&self, name: &str) -> Partial {
+        Partial(self.dir.join("incoming").join(name))
+    }
+
+    /// Makes a flushed scratch file the blob of this digest, which the caller has computed while writing it. Blocks.
+    pub fn adopt(&self, partial: Partial, digest: &Digest) -> std::io::Result<()> {
+        let path = self.path(digest);
+        let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        std::fs::create_dir_all(&dir)?;
+        std::fs::rename(&partial.0, &path)?;
+        std::fs::File::open(&dir)?.sync_all()?;
+        std::fs::File::open(self.dir.join("sha256"))?.sync_all()
+    }
+
     async fn publish(&self, partial: Partial, digest: &Digest) -> std::io::Result<()> {
         let path = self.path(digest);
         let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
@@ -208,7 +228,15 @@ impl Blobs {
 }
 
 /// A file that goes away unless it was renamed.
-struct Partial(PathBuf);
+#[derive(Debug)]
+pub struct Partial(PathBuf);
+
+impl Partial {
+    /// Where it is, or will be.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for Partial {
     fn drop(&mut self) {

@@ -17,6 +17,7 @@ pub mod blobs;
 pub mod ca;
 pub mod clock;
 pub mod config;
+pub mod delta;
 pub mod doctor;
 pub mod drift;
 pub mod fleet;

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub blob_requests: AtomicU64,
     /// Bytes of blobs promised to devices.
     pub blob_bytes: AtomicU64,
+    /// Requests of devices that were answered with a delta; counted among those for blobs too.
+    pub delta_requests: AtomicU64,
     /// Ticks of the reconciler.
     pub ticks: AtomicU64,
     /// Ticks that failed.
@@ -96,6 +98,7 @@ pub async fn render(app: &App) -> String {
         ("enrol_refused_total", "Enrolments refused.", &m.enrol_refused),
         ("blob_requests_total", "Requests of devices for blobs.", &m.blob_requests),
         ("blob_bytes_total", "Bytes of blobs promised to devices.", &m.blob_bytes),
+        ("delta_requests_total", "Requests of devices answered with a delta.", &m.delta_requests),
         ("reconciler_ticks_total", "Ticks of the reconciler.", &m.ticks),
         ("reconciler_failures_total", "Ticks of the reconciler that failed.", &m.tick_failures),
     ] {

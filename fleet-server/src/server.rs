@@ -17,6 +17,7 @@ use crate::auth::Auth;
 use crate::blobs::Blobs;
 use crate::ca::{Ca, ServerCertificate, TlsConfigs};
 use crate::config::Config;
+use crate::delta::Deltas;
 use crate::drift::{self, Drift};
 use crate::fleet::Fleet;
 use crate::gateway::{self, Gateway};
@@ -58,6 +59,7 @@ impl Server {
         let embedded = Arc::new(store);
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
         let blobs = Blobs::open(&dir.join("blobs")).context("cannot open the folder of blobs")?;
+        let deltas = Deltas::open(&dir.join("deltas"), blobs.clone()).context("cannot open the index of deltas")?;
         let auth = Auth::load(Arc::clone(&store)).await?;
         auth.ensure_admin(&dir, clock::now_ms()).await?;
         let ca = Ca::open(&dir, &config.tenant, clock::now_ms())?;
@@ -77,6 +79,7 @@ impl Server {
             open_pages: config.open_pages,
             store,
             blobs,
+            deltas,
             auth,
             ca,
             trust,

@@ -38,6 +38,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route(ENROLL_PATH, post(enroll))
         .route("/tuf/{name}", get(metadata))
         .route("/blobs/sha256/{digest}", get(blob))
+        .route(&format!("{}/{{old}}/{{new}}", plimsoll_protocol::delta::PATH), get(super::delta::delta))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_ENROL))
@@ -146,7 +147,7 @@ async fn metadata(State(app): State<Arc<App>>, Path(name): Path<String>) -> Answ
 }
 
 /// A registered device that is not revoked.
-fn authorise(app: &App, peer: &Peer) -> Answer<DeviceId> {
+pub(super) fn authorise(app: &App, peer: &Peer) -> Answer<DeviceId> {
     let refuse = |what: &str| {
         Err(Failure::new(
             StatusCode::UNAUTHORIZED,
@@ -176,7 +177,11 @@ async fn blob(
     headers: HeaderMap,
 ) -> Answer<Response<Body>> {
     authorise(&app, &peer)?;
-    let digest: Digest = id(&digest)?;
+    send(&app, id(&digest)?, &headers).await
+}
+
+/// A blob, or the part of it that was asked for.
+pub(super) async fn send(app: &App, digest: Digest, headers: &HeaderMap) -> Answer<Response<Body>> {
     let none = || Failure::not_found(format!("there is no blob sha256:{digest} on this server"));
     let total = app.blobs.length(&digest).await.ok_or_else(none)?;
     let etag = format!("\"{digest}\"");

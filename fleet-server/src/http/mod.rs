@@ -1,6 +1,7 @@
 //! The HTTP listeners: one for devices (TLS, certificates), one for operators (tokens). Handlers extract,
 //! authorise, call and respond; what they call decides.
 
+mod delta;
 pub mod device;
 mod extract;
 pub mod listener;

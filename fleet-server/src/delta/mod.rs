@@ -1,0 +1,184 @@
+//! Deltas between files, made when the first device asks and kept as blobs.
+//!
+//! ```text
+//!   device: GET /deltas/sha256/<old>/<new> ─> index says: this blob | none that is worth it | (nothing yet)
+//!                                                                                              │ 202
+//!                                             one thread of low priority builds it <─ queue <──┘
+//! ```
+//!
+//! A build is idempotent and its outcome is remembered for ever, a worthless one too: whatever is asked, each pair
+//! costs the server one build. The queue is bounded and a full one answers at once: a device that gets no delta fetches
+//! the file whole, so nothing here is ever waited for.
+
+mod build;
+mod onnx;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+
+use plimsoll_protocol::Digest;
+use plimsoll_protocol::delta::Header;
+use serde::{Deserialize, Serialize};
+
+use self::build::{Built, build};
+use crate::blobs::Blobs;
+use crate::secret;
+
+/// Pairs that wait for the builder: a rollout changes a handful of files from one or two older versions.
+const QUEUE: usize = 64;
+/// Files below this are not worth a second request: the round trip and its headers take about a kilobyte.
+const MIN_BYTES: u64 = 4 * 1024;
+/// Niceness of the builder, the lowest priority there is: deltas must not slow down ingest.
+const NICE: i32 = 19;
+
+/// What the index says of a pair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Known {
+    /// Here it is.
+    Delta {
+        /// Name of its blob.
+        digest: Digest,
+        /// Its bytes.
+        size: u64,
+    },
+    /// There is none, for this reason.
+    None(String),
+}
+
+/// What a device is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The outcome of a build.
+    Known(Known),
+    /// Being built.
+    Building,
+    /// Neither: one of the files is not on this server, or too much is being built.
+    Unknown(&'static str),
+}
+
+type Pair = (Digest, Digest);
+
+/// The deltas of this server.
+#[derive(Debug)]
+pub struct Deltas {
+    index: Index,
+    blobs: Blobs,
+    queue: mpsc::SyncSender<Pair>,
+    building: Arc<Mutex<BTreeSet<Pair>>>,
+}
+
+impl Deltas {
+    /// Opens the index in `dir` and starts the builder, which ends with the last clone of the queue's sender.
+    pub fn open(dir: &Path, blobs: Blobs) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let index = Index(dir.to_owned());
+        let (queue, pairs) = mpsc::sync_channel(QUEUE);
+        let building = Arc::<Mutex<BTreeSet<Pair>>>::default();
+        let (builder, done) = (Builder { index: index.clone(), blobs: blobs.clone() }, Arc::clone(&building));
+        std::thread::Builder::new().name("deltas".into()).spawn(move || {
+            if let Err(error) = rustix::process::nice(NICE) {
+                tracing::warn!(%error, "deltas are built at normal priority");
+            }
+            for pair in pairs {
+                builder.work(pair);
+                lock(&done).remove(&pair);
+            }
+        })?;
+        Ok(Self { index, blobs, queue, building })
+    }
+
+    /// What there is to make `new` from `old`. The first question of a pair starts its build.
+    pub async fn ask(&self, old: Digest, new: Digest) -> Answer {
+        if let Some(known) = self.index.read((old, new)).await {
+            return Answer::Known(known);
+        }
+        if self.blobs.length(&old).await.is_none() || self.blobs.length(&new).await.is_none() {
+            return Answer::Unknown("this server does not have both files");
+        }
+        let mut building = lock(&self.building);
+        if building.contains(&(old, new)) {
+            return Answer::Building;
+        }
+        if self.queue.try_send((old, new)).is_err() {
+            return Answer::Unknown("too many deltas are being built");
+        }
+        building.insert((old, new));
+        Answer::Building
+    }
+}
+
+fn lock(building: &Mutex<BTreeSet<Pair>>) -> MutexGuard<'_, BTreeSet<Pair>> {
+    building.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One small file a pair, written when its build has ended.
+#[derive(Debug, Clone)]
+struct Index(PathBuf);
+
+impl Index {
+    fn path(&self, (old, new): Pair) -> PathBuf {
+        self.0.join(format!("{old}-{new}.json"))
+    }
+
+    /// What is known of a pair. A file that cannot be read means that the pair is built again.
+    async fn read(&self, pair: Pair) -> Option<Known> {
+        let bytes = tokio::fs::read(self.path(pair)).await.ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    fn write(&self, pair: Pair, known: &Known) -> io::Result<()> {
+        let bytes = serde_json::to_vec(known).map_err(io::Error::other)?;
+        secret::write_public(&self.path(pair), &bytes)
+    }
+}
+
+struct Builder {
+    index: Index,
+    blobs: Blobs,
+}
+
+impl Builder {
+    fn work(&self, (old, new): Pair) {
+        let started = std::time::Instant::now();
+        match self.make(old, new) {
+            Ok(Known::Delta { size, .. }) => tracing::info!(
+                delta.old = %old.short(), delta.new = %new.short(), delta.bytes = size,
+                delta.ms = started.elapsed().as_millis(), "delta built"
+            ),
+            Ok(Known::None(why)) => {
+                tracing::info!(delta.old = %old.short(), delta.new = %new.short(), why, "no delta");
+            }
+            Err(error) => {
+                tracing::warn!(delta.old = %old.short(), delta.new = %new.short(), %error, "delta not built");
+            }
+        }
+    }
+
+    /// Builds, stores the blob, and only then says so in the index.
+    fn make(&self, old: Digest, new: Digest) -> io::Result<Known> {
+        let (old_file, new_file) = (self.blobs.open_file(&old)?, self.blobs.open_file(&new)?);
+        let size = |file: &File| Ok::<_, io::Error>(file.metadata()?.len());
+        let header = Header { old, new, old_size: size(&old_file)?, new_size: size(&new_file)? };
+        let known = if header.new_size < MIN_BYTES {
+            Known::None(format!("files below {MIN_BYTES} bytes are fetched whole"))
+        } else {
+            let name = hex::encode(secret::random::<16>()?);
+            let (body, out) = (self.blobs.scratch(&format!("{name}.body")), self.blobs.scratch(&name));
+            match build(header, &old_file, &new_file, body.path(), out.path())? {
+                Built::Worthless(why) => Known::None(why),
+                Built::Delta { digest, size } => {
+                    self.blobs.adopt(out, &digest)?;
+                    Known::Delta { digest, size }
+                }
+            }
+        };
+        self.index.write((old, new), &known)?;
+        Ok(known)
+    }
+}
