@@ -254,7 +254,7 @@ impl DelegatedRole {
 /// What is current of every targets document; signed online.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// By file name without version: `targets.json`, `meter-reader.json`.
+    /// By role: `targets.json`, `meter-reader.json`.
     pub meta: BTreeMap<String, FileMeta>,
     /// Fields of others.
     #[serde(flatten)]
@@ -314,6 +314,11 @@ impl FileMeta {
         let hashes = BTreeMap::from([("sha256".to_owned(), Digest::of(bytes).to_string())]);
         Self { version, length: Some(bytes.len() as u64), hashes: Some(hashes), extra: BTreeMap::new() }
     }
+}
+
+/// Name by which a snapshot lists a role: the role's own, never encoded, because it is no file name there.
+pub(super) fn meta_name(role: &str) -> String {
+    format!("{role}.json")
 }
 
 /// Name of a role's document without version: `meter-reader.json`. Whatever is not a letter, a digit or one of

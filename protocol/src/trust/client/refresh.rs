@@ -1,6 +1,8 @@
 //! Root, timestamp, snapshot, targets: each step accepts one document or refuses it whole.
 
-use super::super::schema::{Doc, FileMeta, Root, Snapshot, Targets, Timestamp, file_name, role_file};
+use super::super::schema::{
+    Doc, FileMeta, Root, Snapshot, Targets, Timestamp, file_name, meta_name, role_file,
+};
 use super::super::verify::{Authority, Unverified};
 use super::super::{
     MAX_ROOT_BYTES, MAX_ROOT_VERSIONS, MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES, TrustError,
@@ -39,7 +41,7 @@ impl Client {
 
     /// What the trusted snapshot says of a role.
     pub(super) fn meta(&self, role: &str) -> Option<&FileMeta> {
-        self.snapshot.as_ref()?.body.meta.get(&role_file(role))
+        self.snapshot.as_ref()?.body.meta.get(&meta_name(role))
     }
 
     pub(super) fn take_root(&mut self, bytes: &[u8]) -> Result<Vec<Store>, TrustError> {

@@ -168,3 +168,20 @@ fn a_delegated_role_cannot_take_a_top_level_name_or_a_name_twice() {
     roles.push(roles[0].clone());
     assert!(sign(&world.targets, &[&key(3)]).is_err());
 }
+
+#[test]
+fn a_role_name_that_is_no_file_name_is_encoded_in_files_and_nowhere_else() {
+    for (name, file) in [("../team", "..%2Fteam"), ("?", "%3F"), ("a b", "a%20b")] {
+        let mut world = World::new();
+        delegate(&mut world, name, 20, &["files/*"], true, &[("files/a", b"a")]);
+        let files = world.serve();
+        let mut device = Device::enrolled(&files);
+        assert!(matches!(device.look(&files, NOW, "files/a"), Ok(Step::Found(_))), "{name}");
+        assert_eq!(device.fetched.last().unwrap(), &format!("1.{file}.json"));
+        assert!(device.stored.contains_key(&format!("{file}.json")));
+    }
+    // Encoded, it would not fit a file name.
+    let mut world = World::new();
+    world.targets.body.delegate(&"/".repeat(70), &[key(30).key()], 1, vec!["*".into()]);
+    assert!(sign(&world.targets, &[&key(3)]).is_err());
+}

@@ -5,6 +5,7 @@ mod cases;
 mod delegation;
 mod keys;
 mod publish;
+mod vectors;
 
 use std::collections::BTreeMap;
 
@@ -110,7 +111,7 @@ impl World {
         let roles = self.roles.iter().map(|(name, doc)| (name.as_str(), doc, self.role_keys[name]));
         for (name, doc, seed) in roles.chain([targets]) {
             let bytes = signed(doc, &[seed]);
-            meta.insert(role_file(name), FileMeta::of(doc.version, &bytes));
+            meta.insert(format!("{name}.json"), FileMeta::of(doc.version, &bytes));
             files.insert(file_name(name, doc.version), bytes);
         }
         let mut world = Online { world: self, files };
