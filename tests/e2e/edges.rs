@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every edge that ARCHITECTURE.md draws: crate, and the crates of ours that it may use.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 10] = [
     ("plimsoll-protocol", &[]),
     ("plimsoll-agent-core", &["plimsoll-protocol"]),
     ("plimsoll-runtime", &["plimsoll-protocol"]),
@@ -15,6 +15,7 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("plimsoll-server", &["plimsoll-protocol", "plimsoll-fleet-core"]),
     ("plimsoll-ctl", &["plimsoll-protocol", "plimsoll-runtime"]),
     ("plimsoll-tests", &["plimsoll-protocol"]),
+    ("plimsoll-fuzz", &["plimsoll-protocol", "plimsoll-fleet-core", "plimsoll-server"]),
     ("plimsoll-demo", &["plimsoll-protocol", "plimsoll-tests"]),
 ];
 

@@ -5,7 +5,7 @@
 //! device forget a report. A message that cannot be read is counted, becomes an event and is acknowledged all the
 //! same: sent again it would be as unreadable, and a device must not be stuck behind it for ever.
 
-mod parse;
+pub mod parse;
 mod ranges;
 
 use std::collections::BTreeMap;

@@ -87,7 +87,8 @@ impl Expr {
     }
 }
 
-/// The selector in full: every group in parentheses, every value in quotes. Parses to the same selector.
+/// The selector in full: every group in parentheses, every value in quotes. Parses to the same selector, unless
+/// written so it is longer or deeper than what is read.
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
