@@ -47,6 +47,8 @@ impl Digests {
         if known {
             return Ok(());
         }
-        Err(Differs { expected: "a sha256 or sha512".into(), got: "digests of unknown kinds only".into() })
+        let kinds: Vec<&str> = hashes.keys().map(String::as_str).collect();
+        let expected = format!("none of a kind that is known here, only {kinds:?}");
+        Err(Differs { expected, got: sha256 })
     }
 }

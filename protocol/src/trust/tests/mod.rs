@@ -2,6 +2,7 @@
 
 mod broken;
 mod cases;
+mod corpus;
 mod delegation;
 mod keys;
 mod publish;
