@@ -14,7 +14,7 @@ use crate::evidence::{self, Outputs};
 use crate::planner::{self, Plan};
 use crate::rollout::{Bundle, Rollout};
 use crate::selector::{Attributes, Selector, SelectorError};
-use crate::view::{DeviceView, FleetView, JobView, Now, Running};
+use crate::view::{DeviceView, FleetView, JobView, Now, Revoked, Running};
 
 /// Most blocked versions that a desired document lists for one model: the newest; 16 x 64 digits is 1 KiB.
 pub const MAX_BLOCKED: usize = 16;
@@ -39,6 +39,7 @@ pub struct Facts {
 pub fn tick(
     devices: &BTreeMap<DeviceId, Facts>,
     rollouts: &[Rollout],
+    revoked: &Revoked,
     now: impl Into<Now>,
 ) -> Result<Vec<Plan>, SelectorError> {
     let now = now.into();
@@ -47,7 +48,7 @@ pub fn tick(
     let mut taken: BTreeSet<(ModelName, DeviceId)> = BTreeSet::new();
     let mut plans = Vec::new();
     for rollout in open {
-        let mut view = view(devices, rollouts, rollout)?;
+        let mut view = view(devices, rollouts, revoked, rollout)?;
         for (_, device) in taken.iter().filter(|(model, _)| *model == rollout.state.spec.model) {
             if let Some(seen) = view.devices.get_mut(device) {
                 seen.matches = false;
@@ -66,6 +67,7 @@ pub fn tick(
 pub fn view(
     devices: &BTreeMap<DeviceId, Facts>,
     rollouts: &[Rollout],
+    revoked: &Revoked,
     rollout: &Rollout,
 ) -> Result<FleetView, SelectorError> {
     let selector = Selector::parse(&rollout.state.spec.selector)?;
@@ -80,9 +82,10 @@ pub fn view(
             matches: selector.matches(&facts.attributes) && !newer(device),
             online: facts.online,
             running: facts.running.get(model).cloned(),
-            standing: standing(&others, device),
+            standing: standing(&others, device, revoked),
             distrusted: facts.running.get(model).is_some_and(|r| {
-                others.iter().any(|o| o.state.is_blocked() && o.state.target.digest == r.bundle.digest)
+                revoked.contains(&r.bundle.digest)
+                    || others.iter().any(|o| o.state.is_blocked() && o.state.target.digest == r.bundle.digest)
             }),
             job: newest_job(facts, rollout),
             back: knows_of_recall(facts, rollout),
@@ -91,7 +94,7 @@ pub fn view(
     };
     let seen: BTreeMap<DeviceId, DeviceView> = devices.iter().map(one).collect();
     let outputs = evidence::weigh(rollout, &seen, |device| devices.get(device).map(|f| &*f.outputs));
-    Ok(FleetView { devices: seen, readings: Vec::new(), outputs })
+    Ok(FleetView { devices: seen, readings: Vec::new(), outputs, revoked: revoked.clone() })
 }
 
 fn of_model<'a>(rollouts: &'a [Rollout], model: &'a ModelName) -> impl Iterator<Item = &'a Rollout> {
@@ -110,10 +113,25 @@ fn knows_of_recall(facts: &Facts, rollout: &Rollout) -> bool {
     facts.jobs.get(&rollout.state.spec.model).is_some_and(|jobs| jobs.iter().any(about_another))
 }
 
-/// What the newest of `rollouts` that has something to say proved on the device, or left it with.
-fn standing(rollouts: &[&Rollout], device: &DeviceId) -> Option<Bundle> {
-    let proven = rollouts.iter().filter_map(|r| r.proven(device).map(|bundle| (r.state.number, bundle)));
-    proven.max_by_key(|(number, _)| *number).map(|(_, bundle)| bundle.clone())
+/// What the newest of `rollouts` that has something to say proved on the device, or left it with. What was revoked
+/// is not said: then what the device had before it counts.
+fn standing(rollouts: &[&Rollout], device: &DeviceId, revoked: &Revoked) -> Option<Bundle> {
+    let mut said: Vec<&&Rollout> = rollouts.iter().filter(|r| r.members.contains_key(device)).collect();
+    said.sort_unstable_by_key(|r| std::cmp::Reverse(r.state.number));
+    let before = |r: &Rollout| r.members.get(device).and_then(|m| m.previous.clone());
+    let proven = said.into_iter().flat_map(|r| [r.proven(device).cloned(), before(r)]);
+    proven.flatten().find(|bundle| !revoked.contains(&bundle.digest))
+}
+
+/// Where a device goes that runs, or should run, a revoked version of `model`; `None` when it never had another.
+pub fn refuge(
+    device: &DeviceId,
+    model: &ModelName,
+    rollouts: &[Rollout],
+    revoked: &Revoked,
+) -> Option<Bundle> {
+    let of_model: Vec<&Rollout> = of_model(rollouts, model).collect();
+    standing(&of_model, device, revoked)
 }
 
 /// The document that `device` should have, when it is not the one that is stored: `None` means that nothing is to
@@ -122,11 +140,12 @@ fn standing(rollouts: &[&Rollout], device: &DeviceId) -> Option<Bundle> {
 pub fn desired(
     device: &DeviceId,
     rollouts: &[Rollout],
+    revoked: &Revoked,
     stored: Option<&Desired>,
     reported: Generation,
     now_ms: UnixMillis,
 ) -> Option<Desired> {
-    let models = goals(device, rollouts);
+    let models = goals(device, rollouts, revoked);
     let generation = stored.map_or(0, |d| d.generation);
     let same = stored.map_or(models.is_empty(), |d| d.models == models);
     if same && (models.is_empty() || reported <= generation) {
@@ -135,7 +154,7 @@ pub fn desired(
     Some(Desired { v: 1, generation: generation.max(reported) + 1, models, issued_ms: now_ms })
 }
 
-fn goals(device: &DeviceId, rollouts: &[Rollout]) -> Vec<DesiredModel> {
+fn goals(device: &DeviceId, rollouts: &[Rollout], revoked: &Revoked) -> Vec<DesiredModel> {
     let mut newest: BTreeMap<&ModelName, &Rollout> = BTreeMap::new();
     for rollout in rollouts.iter().filter(|r| r.goal(device).is_some()) {
         let slot = newest.entry(&rollout.state.spec.model).or_insert(rollout);
@@ -143,29 +162,44 @@ fn goals(device: &DeviceId, rollouts: &[Rollout]) -> Vec<DesiredModel> {
             *slot = rollout;
         }
     }
-    newest.into_values().filter_map(|rollout| one_goal(device, rollout, rollouts)).collect()
+    newest.into_values().filter_map(|rollout| one_goal(device, rollout, rollouts, revoked)).collect()
 }
 
-fn one_goal(device: &DeviceId, rollout: &Rollout, rollouts: &[Rollout]) -> Option<DesiredModel> {
-    let bundle = rollout.goal(device)?;
+/// `None` when the goal was revoked and there is nowhere to go: absence is not an order, so what runs stays.
+fn one_goal(
+    device: &DeviceId,
+    rollout: &Rollout,
+    rollouts: &[Rollout],
+    revoked: &Revoked,
+) -> Option<DesiredModel> {
     let spec = &rollout.state.spec;
+    let goal = rollout.goal(device)?;
+    let withdrawn = revoked.contains(&goal.digest);
+    let bundle = if withdrawn { refuge(device, &spec.model, rollouts, revoked)? } else { goal.clone() };
     Some(DesiredModel {
         model: spec.model.clone(),
         version: bundle.version.clone(),
         digest: bundle.digest,
         rollout: Some(rollout.state.id.clone()),
         policy: spec.policy.clone(),
-        rollback: rollout.members.get(device).is_some_and(|m| m.recalled.is_some()),
-        blocked: blocked(device, rollouts, &spec.model, &bundle.digest),
+        rollback: withdrawn || rollout.members.get(device).is_some_and(|m| m.recalled.is_some()),
+        blocked: blocked(device, rollouts, revoked, &spec.model, &bundle.digest),
         attempt: rollout.state.number, // a new rollout of a version lifts the device's own block of it
     })
 }
 
-/// Digests that rollouts of the model rolled back on this device, newest first, but for the one it should run: who
-/// starts a new rollout of a version that was rolled back means it.
-fn blocked(device: &DeviceId, rollouts: &[Rollout], model: &ModelName, goal: &Digest) -> Vec<Digest> {
+/// Digests that were revoked, or that rollouts of the model rolled back, on this device, newest first, but for the
+/// one it should run: who starts a new rollout of a version that was rolled back means it.
+fn blocked(
+    device: &DeviceId,
+    rollouts: &[Rollout],
+    revoked: &Revoked,
+    model: &ModelName,
+    goal: &Digest,
+) -> Vec<Digest> {
     let mut bad: Vec<(u64, Digest)> = of_model(rollouts, model)
-        .filter(|r| r.state.is_blocked() && r.members.contains_key(device))
+        .filter(|r| r.state.is_blocked() || revoked.contains(&r.state.target.digest))
+        .filter(|r| r.members.contains_key(device))
         .map(|r| (r.state.number, r.state.target.digest))
         .filter(|(_, digest)| digest != goal)
         .collect();

@@ -1,6 +1,6 @@
 //! What is known about the fleet at one instant, for one rollout. The planner sees nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_protocol::ids::RolloutId;
 use plimsoll_protocol::wire::v1::JobPhase;
@@ -45,7 +45,12 @@ pub struct FleetView {
     pub readings: Vec<Reading>,
     /// What the version answers beside the one before; `None` when the gate is off or nobody has the version yet.
     pub outputs: Option<Weighed>,
+    /// Versions whose signatures were withdrawn: no device may be sent to one of them.
+    pub revoked: Revoked,
 }
+
+/// Digests of versions that were published once and that nobody signs for any more.
+pub type Revoked = BTreeSet<Digest>;
 
 /// One device, as one rollout sees it. Cheap to make: the fields are what the planner compares.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -59,7 +64,7 @@ pub struct DeviceView {
     /// What other rollouts of the model have proven on it or left it with: where it goes back to when what it runs
     /// cannot be trusted.
     pub standing: Option<Bundle>,
-    /// What it runs was rolled back by another rollout: nothing to go back to.
+    /// What it runs was revoked, or rolled back by another rollout: nothing to go back to.
     pub distrusted: bool,
     /// The newest report about an order of this rollout's digest.
     pub job: Option<JobView>,

@@ -67,6 +67,14 @@ impl Plan {
 pub fn plan(view: &FleetView, rollout: &Rollout, now: impl Into<Now>) -> Plan {
     let mut work = work::Work::new(view, rollout, now.into());
     match rollout.state.status {
+        status
+            if rollout.state.is_open()
+                && status != RolloutStatus::RollingBack
+                && view.revoked.contains(&rollout.state.target.digest) =>
+        {
+            work.observe();
+            recall::withdraw(&mut work);
+        }
         RolloutStatus::RolledBack | RolloutStatus::Aborted | RolloutStatus::Superseded => {}
         RolloutStatus::RollingBack => {
             work.observe();

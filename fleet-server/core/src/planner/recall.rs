@@ -8,10 +8,19 @@ use crate::gate::devices;
 use crate::outcome::{ALIVE_FACTOR, Outcome};
 use crate::rollout::{Member, Recall};
 
+/// The version was revoked: whatever the spec says about breaches, and also when the rollout was completed, nobody
+/// keeps a version that nobody signs for.
+pub(super) fn withdraw(work: &mut Work<'_>) {
+    work.next.status = RolloutStatus::RollingBack;
+    work.next.ended_ms = None;
+    begin(work, "it was revoked, nobody signs for it any more");
+}
+
 /// Takes every order back: first of devices that run the version, then of those that may come to, then of the rest,
 /// whose goal must not stay on it either.
 pub(super) fn begin(work: &mut Work<'_>, why: &str) {
     work.next.stopped_for = Some(why.to_owned());
+    work.leave_revoked();
     let mut queue: Vec<(u8, DeviceId)> =
         work.members().map(|(device, member)| (urgency(work, device, member), device.clone())).collect();
     queue.sort_unstable();

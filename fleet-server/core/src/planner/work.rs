@@ -152,6 +152,22 @@ impl<'a> Work<'a> {
         self.tell(device, Some(self.next.target.clone()), false);
     }
 
+    /// Members whose way back leads to a revoked version, or who are called back from one that they ran before this
+    /// rollout too, go where other rollouts left them instead.
+    pub fn leave_revoked(&mut self) {
+        let revoked = &self.view.revoked;
+        let from_revoked = revoked.contains(&self.next.target.digest);
+        let mut changed = Vec::new();
+        for (device, member) in self.members().filter(|(_, m)| m.recalled.is_none()) {
+            let astray = member.previous.as_ref().map_or(from_revoked, |b| revoked.contains(&b.digest));
+            let standing = self.view.devices.get(device).and_then(|seen| seen.standing.clone());
+            if astray && standing != member.previous {
+                changed.push((device.clone(), Member { previous: standing, ..member.clone() }));
+            }
+        }
+        self.changed.extend(changed);
+    }
+
     /// Takes the order of a member back.
     pub fn recall(&mut self, device: &DeviceId) {
         let member = self.changed.get(device).or_else(|| self.before.members.get(device)).cloned();

@@ -30,16 +30,16 @@ fn a_restored_server_goes_past_the_generation_that_the_device_reports() {
     world.tick();
     let cam = device("cam-1");
     let doc = world.stored[&cam].clone();
-    let again = fleet::desired(&cam, &world.rollouts, Some(&doc), 41, world.now_ms).unwrap();
+    let again = fleet::desired(&cam, &world.rollouts, &world.revoked, Some(&doc), 41, world.now_ms).unwrap();
     assert_eq!((again.generation, &again.models), (42, &doc.models));
-    assert_eq!(fleet::desired(&cam, &world.rollouts, Some(&again), 42, world.now_ms), None);
+    assert_eq!(fleet::desired(&cam, &world.rollouts, &world.revoked, Some(&again), 42, world.now_ms), None);
 }
 
 #[test]
 fn a_device_that_nobody_ordered_anything_gets_no_document() {
     let mut world = World::new(1);
     let cam = device("cam-1");
-    assert_eq!(fleet::desired(&cam, &world.rollouts, None, 7, 0), None);
+    assert_eq!(fleet::desired(&cam, &world.rollouts, &world.revoked, None, 7, 0), None);
     let mut elsewhere = spec("1.1.0", "100%");
     elsewhere.selector = "site = lyon".into();
     world.start("r", elsewhere, 1).unwrap();
@@ -86,7 +86,7 @@ fn judgements_of_other_evidence_stop_or_hold_like_the_planners_own() {
         let canaries: Vec<_> = world.stored.keys().cloned().collect();
         canaries.iter().for_each(|cam| world.report(cam, JobPhase::Active, None));
         let rollout = world.rollout("r");
-        let mut view = fleet::view(&world.devices, &world.rollouts, rollout).unwrap();
+        let mut view = fleet::view(&world.devices, &world.rollouts, &world.revoked, rollout).unwrap();
         view.readings.push(Reading { gate: "drift".into(), verdict, text: "confidence fell on both".into() });
         let plan = plan(&view, rollout, world.now());
         assert_eq!(plan.next.reason.contains("confidence fell on both"), verdict != Verdict::Pass);

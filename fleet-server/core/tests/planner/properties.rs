@@ -99,10 +99,10 @@ fn checked_tick(world: &mut World) -> Vec<Plan> {
         let text = serde_json::to_string(world.rollout("r")).unwrap();
         serde_json::from_str(&text).unwrap()
     };
-    let view = fleet::view(&world.devices, &world.rollouts, world.rollout("r")).unwrap();
+    let view = fleet::view(&world.devices, &world.rollouts, &world.revoked, world.rollout("r")).unwrap();
     assert_eq!(plan(&view, &reborn, world.now()), plan(&view, world.rollout("r"), world.now()));
     let plans = world.tick();
-    let again = fleet::tick(&world.devices, &world.rollouts, world.now()).unwrap();
+    let again = fleet::tick(&world.devices, &world.rollouts, &world.revoked, world.now()).unwrap();
     assert!(again.iter().all(|p| p.orders.iter().all(|o| !plans.iter().any(|q| q.orders.contains(o)))));
     plans
 }
@@ -118,7 +118,7 @@ fn invariants(world: &World, before: &BTreeMap<DeviceId, Member>, plans: &[Plan]
             "{device} was recalled and is not any more"
         );
     }
-    let view = fleet::view(&world.devices, &world.rollouts, rollout).unwrap();
+    let view = fleet::view(&world.devices, &world.rollouts, &world.revoked, rollout).unwrap();
     let census = planner::census(&view, rollout, world.now());
     for (i, (state, counts)) in rollout.state.stages.iter().zip(&census.stages).enumerate() {
         if !rollout.state.is_last(i) {

@@ -12,6 +12,7 @@
 //! say failed cam-1 : reason     a job report: waiting fetching probation failed rolled_back not_applicable …
 //! runs cam-1 1.0.0              its birth says so, whatever it reported before
 //! window 0.97 120 cam-1 | all | on 1.0.0    they close a window of 120 readings, mean confidence 0.97
+//! revoke 1.1.0                  nobody signs for it any more
 //! offline cam-1, online cam-1, gone cam-1, restart, pause r1 : why, resume r1, approve r1, abort r1
 //! show r1, why r1 cam-1, devices
 //! ```
@@ -111,6 +112,7 @@ impl Stage {
                 let running = Running { bundle: bundle(version), trial_passed: true };
                 self.world.devices.get_mut(&device(name)).unwrap().running.insert(model(), running);
             }
+            "revoke" => _ = self.world.revoked.insert(bundle(rest).digest),
             "window" => self.window(rest),
             "restart" => self.world.restart(),
             "pause" => self.act(rest, Action::Pause),
@@ -204,7 +206,9 @@ impl Stage {
         self.world.now_ms += span_ms(span);
         let plans = self.world.tick();
         plans.iter().for_each(|plan| self.print(plan));
-        let again = fleet::tick(&self.world.devices, &self.world.rollouts, self.world.now()).unwrap();
+        let again =
+            fleet::tick(&self.world.devices, &self.world.rollouts, &self.world.revoked, self.world.now())
+                .unwrap();
         assert!(again.iter().all(|p| p.orders.is_empty()), "the same tick twice orders twice");
     }
 
@@ -230,7 +234,8 @@ impl Stage {
 
     fn show(&mut self, id: &str) {
         let rollout = self.world.rollout(id).clone();
-        let view = fleet::view(&self.world.devices, &self.world.rollouts, &rollout).unwrap();
+        let view =
+            fleet::view(&self.world.devices, &self.world.rollouts, &self.world.revoked, &rollout).unwrap();
         self.say(&format!("{id} is {}: {}", rollout.state.status.words(), rollout.state.reason));
         if let Some(waits) = summary::waiting(&view, &rollout, self.world.now()) {
             self.say(&format!("  now: {waits}"));
@@ -261,7 +266,8 @@ impl Stage {
     fn why(&mut self, rest: &str) {
         let (id, name) = rest.split_once(' ').unwrap();
         let rollout = self.world.rollout(id).clone();
-        let view = fleet::view(&self.world.devices, &self.world.rollouts, &rollout).unwrap();
+        let view =
+            fleet::view(&self.world.devices, &self.world.rollouts, &self.world.revoked, &rollout).unwrap();
         let why = summary::why(&view, &rollout, &device(name), self.world.now());
         self.say(&format!("{name}: {}", why.unwrap_or_else(|| "not concerned".to_owned())));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use plimsoll_fleet_core::act::{self, ActError, Action, NewRollout, StartError};
 use plimsoll_fleet_core::evidence::OutputWindow;
-use plimsoll_fleet_core::view::{Now, Running};
+use plimsoll_fleet_core::view::{Now, Revoked, Running};
 use plimsoll_fleet_core::{Bundle, Facts, JobView, Plan, Rollout, ValidSpec, fleet};
 use plimsoll_protocol::api::{GateSpec, OnBreach, RolloutSpec, StageSpec};
 use plimsoll_protocol::drift::Bins;
@@ -25,6 +25,7 @@ pub struct World {
     pub kept: BTreeMap<DeviceId, Running>,
     pub listening_since_ms: UnixMillis,
     pub rollouts: Vec<Rollout>,
+    pub revoked: Revoked,
 }
 
 pub fn model() -> ModelName {
@@ -80,6 +81,7 @@ impl World {
             kept: BTreeMap::new(),
             listening_since_ms: START_MS,
             rollouts: Vec::new(),
+            revoked: Revoked::new(),
         };
         world.grow(n);
         world
@@ -139,7 +141,7 @@ impl World {
 
     /// One reconcile tick: plan, store, publish.
     pub fn tick(&mut self) -> Vec<Plan> {
-        let plans = fleet::tick(&self.devices, &self.rollouts, self.now()).unwrap();
+        let plans = fleet::tick(&self.devices, &self.rollouts, &self.revoked, self.now()).unwrap();
         plans.iter().for_each(|plan| self.apply(plan));
         self.publish();
         plans
@@ -149,7 +151,8 @@ impl World {
         for device in self.devices.keys() {
             let stored = self.stored.get(device);
             let reported = self.reported.get(device).copied().unwrap_or(0);
-            if let Some(doc) = fleet::desired(device, &self.rollouts, stored, reported, self.now_ms) {
+            let doc = fleet::desired(device, &self.rollouts, &self.revoked, stored, reported, self.now_ms);
+            if let Some(doc) = doc {
                 assert!(doc.generation > stored.map_or(0, |d| d.generation));
                 self.stored.insert(device.clone(), doc);
             }
