@@ -1,5 +1,6 @@
 //! `plimsoll-server doctor`: what is wrong with this server's state folder, and what to do about it.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use crate::app::Addresses;
 use crate::clock;
 use crate::store::embedded::probe;
+use crate::trust::expiry;
 
 /// Files that hold a secret.
 const PRIVATE: [&str; 4] = ["ca.key", "snapshot.key", "timestamp.key", "admin.token"];
@@ -51,6 +53,7 @@ pub fn examine(dir: &Path) -> Vec<Finding> {
     findings.push(disk(dir));
     findings.push(clock_sane(clock::now_ms()));
     findings.push(authority(&dir.join("ca.pem"), clock::now_ms() / 1000));
+    findings.extend(roles(dir, clock::now_ms() / 1000));
     if in_use(dir) {
         findings.push(good("the server is running"));
         findings.extend(listeners(dir));
@@ -112,6 +115,20 @@ fn authority(path: &Path, now_s: i64) -> Finding {
     }
 }
 
+/// What a server has noted of the roles that it publishes; nothing before the first start.
+fn roles(dir: &Path, now_s: i64) -> Vec<Finding> {
+    let Ok(bytes) = std::fs::read(dir.join(expiry::FILE)) else { return Vec::new() };
+    let Ok(expiries) = serde_json::from_slice::<BTreeMap<String, i64>>(&bytes) else {
+        return vec![bad(format!("{} cannot be read: restart the server", expiry::FILE))];
+    };
+    let warnings = expiry::warnings(&expiries, now_s);
+    match (expiries.is_empty(), warnings.is_empty()) {
+        (true, _) => Vec::new(),
+        (_, true) => vec![good("no role of the trust repository expires within a month")],
+        _ => warnings.into_iter().map(|w| bad(w.text)).collect(),
+    }
+}
+
 fn in_use(dir: &Path) -> bool {
     let Ok(file) = std::fs::File::open(dir.join("lock")) else { return false };
     flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
@@ -169,5 +186,17 @@ mod tests {
         );
         assert!(wrong.iter().any(|t| t.contains("chmod 600")), "{wrong:?}");
         assert!(!examine(&dir.path().join("nowhere"))[0].good);
+    }
+
+    #[test]
+    fn a_role_that_expires_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(roles(dir.path(), 0).is_empty(), "nothing was noted yet");
+        crate::secret::write_public(&dir.path().join(expiry::FILE), br#"{"root": 864000, "targets": 31536000}"#)
+            .unwrap();
+        let found = roles(dir.path(), 0);
+        assert!(found.len() == 1 && !found[0].good && found[0].text.contains("trust renew root"), "{found:?}");
+        crate::secret::write_public(&dir.path().join(expiry::FILE), br#"{"root": 31536000}"#).unwrap();
+        assert!(roles(dir.path(), 0)[0].good);
     }
 }

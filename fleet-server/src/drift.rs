@@ -20,7 +20,6 @@ use plimsoll_protocol::wire::v1::{DriftReport, RunningModel, Severity};
 use plimsoll_protocol::{DeviceId, Digest, ModelName};
 
 use crate::app::App;
-use crate::fleet;
 
 /// Windows that a judge is rebuilt from: two days of hourly ones. A verdict needs two large ones of three and proof,
 /// which a change worth an alarm gathers in a few; and 48 x 25 features of 5 us are 6 ms a device, a minute for ten
@@ -184,7 +183,7 @@ impl Drift {
     /// The devices of the highest version stand against those of all others while both are in service; a comparison
     /// that is shown may be as simple as that.
     fn attribution(&self, app: &App, model: &ModelName) -> (Cause, Words) {
-        let versions = fleet::versions(&app.trust.bundles());
+        let versions = app.trust.versions();
         let runs: BTreeMap<DeviceId, Digest> = app.fleet.read(|devices| {
             let admitted = devices.iter().filter(|(_, d)| !d.record.revoked);
             admitted
@@ -313,7 +312,7 @@ pub async fn rebuild(app: Arc<App>) {
 }
 
 fn running(app: &App, device: &DeviceId) -> Vec<RunningModel> {
-    let versions = fleet::versions(&app.trust.bundles());
+    let versions = app.trust.versions();
     let running = app.fleet.read(|devices| devices.get(device).map(|d| d.running(&versions)));
     running.unwrap_or_default().into_values().collect()
 }

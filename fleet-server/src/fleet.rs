@@ -13,7 +13,7 @@ use plimsoll_protocol::api::{DeviceInfo, JobInfo};
 use plimsoll_protocol::wire::v1::{Desired, Health, JobPhase, RunningModel};
 use plimsoll_protocol::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 
-use crate::store::{BundleRecord, DeviceRecord, JobRecord, StateRecord, Store, StoreError};
+use crate::store::{DeviceRecord, JobRecord, StateRecord, Store, StoreError};
 
 /// All that is known of one device.
 #[derive(Debug, Clone)]
@@ -140,6 +140,7 @@ impl Device {
             device: self.record.device.clone(),
             online: self.connected,
             revoked: self.record.revoked,
+            certificate_until_ms: self.record.certificate_until_ms,
             last_seen_ms: self.last_seen_ms,
             labels: self.labels(),
             birth: self.state.as_ref().map(|s| s.birth.clone()),
@@ -151,11 +152,6 @@ impl Device {
             drift: Vec::new(),
         }
     }
-}
-
-/// Versions of published bundles by digest.
-pub fn versions(bundles: &[BundleRecord]) -> BTreeMap<Digest, semver::Version> {
-    bundles.iter().map(|b| (b.digest, b.version.clone())).collect()
 }
 
 /// All devices.
@@ -217,10 +213,5 @@ impl Fleet {
         if let Some(device) = devices.get_mut(id) {
             change(device);
         }
-    }
-
-    /// Whether a device with this key may connect.
-    pub fn admits(&self, id: &DeviceId, key: &Digest) -> bool {
-        self.read(|devices| devices.get(id).is_some_and(|d| !d.record.revoked && d.record.key == *key))
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use plimsoll_fleet_core::act::{self, Action, NewRollout};
-use plimsoll_fleet_core::view::Now;
+use plimsoll_fleet_core::view::{Now, Revoked};
 use plimsoll_fleet_core::{Facts, Member, Plan, Rollout, ValidSpec, fleet as fleets, summary};
 use plimsoll_protocol::api::{Decision, RolloutInfo, RolloutSpec};
 use plimsoll_protocol::ids::RolloutId;
@@ -17,9 +17,8 @@ use plimsoll_protocol::{DeviceId, UnixMillis};
 
 use crate::app::App;
 use crate::clock::{self, Uptime};
-use crate::fleet;
 use crate::secret;
-use crate::store::{NewEvent, PlanWrite, StoreError};
+use crate::store::{NewEvent, PlanWrite, RevokedRecord, StoreError};
 
 /// Decisions shown with a rollout: the newest. A rollout makes a few a stage; more than this is a quarrel.
 const HISTORY_SHOWN: usize = 200;
@@ -84,7 +83,7 @@ impl Book {
     /// Plans every open rollout, commits what changed, publishes it. Answers whether anything changed.
     pub async fn tick(&mut self, app: &App, now: UnixMillis) -> Result<bool, BookError> {
         let facts = facts(app);
-        let plans = fleets::tick(&facts, &self.rollouts, self.instant(now))?;
+        let plans = fleets::tick(&facts, &self.rollouts, &revoked(app), self.instant(now))?;
         self.commit(app, plans, now).await
     }
 
@@ -191,13 +190,13 @@ impl Book {
     /// One rollout, as the API shows it.
     pub fn info(&self, app: &App, id: &RolloutId) -> Option<RolloutInfo> {
         let rollout = self.rollouts.iter().find(|r| r.state.id == *id)?;
-        Some(self.render(&facts(app), rollout))
+        Some(self.render(&facts(app), &revoked(app), rollout))
     }
 
     /// All rollouts, newest first.
     pub fn infos(&self, app: &App) -> Vec<RolloutInfo> {
-        let facts = facts(app);
-        self.rollouts.iter().rev().map(|r| self.render(&facts, r)).collect()
+        let (facts, revoked) = (facts(app), revoked(app));
+        self.rollouts.iter().rev().map(|r| self.render(&facts, &revoked, r)).collect()
     }
 
     /// Devices that a rollout has ordered.
@@ -206,10 +205,10 @@ impl Book {
         rollout.map(|r| r.members.keys().cloned().collect()).unwrap_or_default()
     }
 
-    fn render(&self, facts: &BTreeMap<DeviceId, Facts>, rollout: &Rollout) -> RolloutInfo {
+    fn render(&self, facts: &BTreeMap<DeviceId, Facts>, revoked: &Revoked, rollout: &Rollout) -> RolloutInfo {
         let state = &rollout.state;
         let now = self.instant(clock::now_ms());
-        let view = fleets::view(facts, &self.rollouts, rollout).ok();
+        let view = fleets::view(facts, &self.rollouts, revoked, rollout).ok();
         let stages = view.as_ref().map(|v| summary::stage_infos(v, rollout, now)).unwrap_or_default();
         let live = view.and_then(|v| v.outputs).map(|o| o.evidence);
         let history = self.history.get(&state.id).map_or(&[][..], Vec::as_slice);
@@ -230,10 +229,10 @@ impl Book {
     /// What each device waits for, by the newest rollout that has a say; devices that run what they should wait for
     /// nothing and are not listed.
     pub fn reasons(&self, app: &App, now: UnixMillis) -> BTreeMap<DeviceId, String> {
-        let facts = facts(app);
+        let (facts, revoked) = (facts(app), revoked(app));
         let mut reasons = BTreeMap::new();
         for rollout in &self.rollouts {
-            let Ok(view) = fleets::view(&facts, &self.rollouts, rollout) else { continue };
+            let Ok(view) = fleets::view(&facts, &self.rollouts, &revoked, rollout) else { continue };
             for device in facts.keys() {
                 let why = summary::why(&view, rollout, device, self.instant(now));
                 match why.filter(|_| !rollout.members.get(device).is_some_and(is_settled)) {
@@ -243,8 +242,66 @@ impl Book {
                 };
             }
         }
+        for (device, facts) in &facts {
+            let runs = facts.running.iter().filter(|(_, r)| revoked.contains(&r.bundle.digest));
+            for (model, running) in runs {
+                let version = &running.bundle.version;
+                let text = match fleets::refuge(device, model, &self.rollouts, &revoked) {
+                    Some(back) => {
+                        format!("runs {model} {version}, which was revoked: ordered back to {}", back.version)
+                    }
+                    None => format!(
+                        "runs {model} {version}, which was revoked, and never had another version: publish one and roll it out"
+                    ),
+                };
+                reasons.insert(device.clone(), text);
+            }
+        }
         reasons
     }
+
+    /// What a revocation means for the devices that run the version.
+    pub fn fallout(&self, app: &App, version: &RevokedRecord) -> Fallout {
+        let revoked = revoked(app);
+        let mut fallout = Fallout::default();
+        for (device, facts) in facts(app) {
+            if facts.running.get(&version.model).is_none_or(|r| r.bundle.digest != version.digest) {
+                continue;
+            }
+            match fleets::refuge(&device, &version.model, &self.rollouts, &revoked) {
+                Some(back) => *fallout.back.entry(back.version).or_default() += 1,
+                None => fallout.stuck.push(device),
+            }
+        }
+        fallout
+    }
+}
+
+/// What becomes of the devices that run a revoked version.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fallout {
+    /// Devices by the version that they are ordered back to.
+    pub back: BTreeMap<semver::Version, u64>,
+    /// Devices that never had another version; they keep running it.
+    pub stuck: Vec<DeviceId>,
+}
+
+impl std::fmt::Display for Fallout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.back.is_empty() && self.stuck.is_empty() {
+            return f.write_str("no device runs it");
+        }
+        let back = self.back.iter().map(|(version, n)| format!("{n} of its devices go back to {version}"));
+        let stuck = self.stuck.len();
+        let stuck =
+            (stuck > 0).then(|| format!("{stuck} of its devices never had another version and keep it"));
+        f.write_str(&back.chain(stuck).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// Digests that nobody signs for any more.
+fn revoked(app: &App) -> Revoked {
+    app.trust.revoked().into_iter().map(|r| r.digest).collect()
 }
 
 /// The order was carried out, or was taken back and that is done.
@@ -257,7 +314,7 @@ fn is_settled(member: &Member) -> bool {
 
 /// What the planner knows: every device that may connect.
 fn facts(app: &App) -> BTreeMap<DeviceId, Facts> {
-    let versions = fleet::versions(&app.trust.bundles());
+    let versions = app.trust.versions();
     app.fleet.read(|devices| {
         let admitted = devices.values().filter(|d| !d.record.revoked);
         admitted.map(|d| (d.record.device.clone(), d.facts(&versions))).collect()
@@ -265,12 +322,14 @@ fn facts(app: &App) -> BTreeMap<DeviceId, Facts> {
 }
 
 fn desired(app: &App, rollouts: &[Rollout], now: UnixMillis) -> Vec<(DeviceId, Desired)> {
+    let revoked = revoked(app);
     app.fleet.read(|devices| {
         let admitted = devices.values().filter(|d| !d.record.revoked);
         let changed = admitted.filter_map(|device| {
             let id = &device.record.device;
             let (stored, reported) = (device.desired.as_ref(), device.reported_generation());
-            fleets::desired(id, rollouts, stored, reported, now).map(|desired| (id.clone(), desired))
+            fleets::desired(id, rollouts, &revoked, stored, reported, now)
+                .map(|desired| (id.clone(), desired))
         });
         changed.collect()
     })

@@ -90,17 +90,7 @@ impl Api {
             .into());
         }
         let token = token(connection)?;
-        let mut builder =
-            reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).no_proxy();
-        if let Some(file) = &connection.ca {
-            let pem = std::fs::read(file).with_context(|| format!("cannot read --ca {}", file.display()))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .with_context(|| format!("--ca {} holds no PEM certificates", file.display()))?;
-            builder = builder.tls_certs_only(certificates);
-        }
-        let client =
-            builder.build().context("cannot prepare TLS: give --ca with the server's certificate")?;
-        Ok(Self { base, token, client })
+        Ok(Self { base, token, client: client(connection.ca.as_deref())? })
     }
 
     /// The server's address.
@@ -121,6 +111,32 @@ impl Api {
     /// PUT of a JSON body; what the server answers is not read.
     pub async fn put(&self, path: &str, body: &impl Serialize) -> Result<()> {
         self.send(Method::PUT, path, Some(Body::from(serde_json::to_vec(body)?)), "application/json").await?;
+        Ok(())
+    }
+
+    /// PUT of a JSON body; the answer is wanted.
+    pub async fn put_for<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(Method::PUT, path, Some(body)).await
+    }
+
+    /// GET of bytes that are not JSON of the API: a document, a blob.
+    pub async fn bytes(&self, path: &str) -> Result<bytes::Bytes> {
+        self.send(Method::GET, path, None, "").await
+    }
+
+    /// GET of bytes that may be many: each piece as it comes.
+    pub async fn download(&self, path: &str, mut piece: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut response = self.open(Method::GET, path, None, "").await?;
+        let broke = || format!("GET {}/api/v1/{path}: the answer broke off", self.base);
+        while let Some(bytes) = response.chunk().await.with_context(broke)? {
+            piece(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// DELETE.
+    pub async fn delete(&self, path: &str) -> Result<()> {
+        self.send(Method::DELETE, path, None, "").await?;
         Ok(())
     }
 
@@ -152,6 +168,12 @@ impl Api {
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<Body>, kind: &str) -> Result<bytes::Bytes> {
+        let broke = || format!("{} {path}: the answer broke off", self.base);
+        self.open(method, path, body, kind).await?.bytes().await.with_context(broke)
+    }
+
+    /// The answer to a request, its body still to come, when it is a success.
+    async fn open(&self, method: Method, path: &str, body: Option<Body>, kind: &str) -> Result<reqwest::Response> {
         let url = format!("{}/api/v1/{path}", self.base);
         let mut request = self.client.request(method.clone(), &url);
         if let Some(token) = &self.token {
@@ -164,10 +186,10 @@ impl Api {
             || format!("{method} {url}: cannot reach the server; is it running, and is --server right?");
         let response = request.send().await.with_context(reach)?;
         let status = response.status();
-        let text = response.bytes().await.with_context(|| format!("{method} {url}: the answer broke off"))?;
         if status.is_success() {
-            return Ok(text);
+            return Ok(response);
         }
+        let text = response.bytes().await.with_context(|| format!("{method} {url}: the answer broke off"))?;
         let problem = serde_json::from_slice::<Problem>(&text).map(|p| p.detail);
         let detail = problem.unwrap_or_else(|_| String::from_utf8_lossy(&text).chars().take(300).collect());
         let detail = match status {
@@ -176,6 +198,19 @@ impl Api {
         };
         Err(ApiError { method, path: path.to_owned(), status, detail }.into())
     }
+}
+
+/// A client of HTTP, to which `ca` vouches for servers if it is given.
+pub fn client(ca: Option<&Path>) -> Result<reqwest::Client> {
+    let mut builder =
+        reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).no_proxy();
+    if let Some(file) = ca {
+        let pem = std::fs::read(file).with_context(|| format!("cannot read --ca {}", file.display()))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+            .with_context(|| format!("--ca {} holds no PEM certificates", file.display()))?;
+        builder = builder.tls_certs_only(certificates);
+    }
+    builder.build().context("cannot prepare TLS: give --ca with the server's certificate")
 }
 
 fn token(connection: &Connection) -> Result<Option<String>> {

@@ -4,25 +4,30 @@
 //! leave this machine, on top of documents that it verified itself. One file a command:
 //!
 //! - [`cli`]: arguments and dispatch
-//! - [`trust`]: make keys, initialise and show the trust repository, delegate a model to a team
+//! - [`trust`]: keys, who may sign for what, and changes that several people sign
 //! - [`bundle`]: pack, inspect, verify, publish
+//! - [`ca`]: change the fleet's certificate authority
 //! - [`device`], [`rollout`], [`events`], [`token`]: operate the fleet
+//! - [`tuf`]: hidden; a plain TUF client for the public conformance suite
 //! - [`api`], [`keys`], [`output`], [`failure`]: what the commands share
 //!
 //! Exit codes are part of the interface: 0 done, 1 failed, 2 wrong usage, 3 refused by a gate or a verification.
 
 pub mod api;
 pub mod bundle;
+pub mod ca;
 pub mod cli;
 pub mod device;
 pub mod events;
 pub mod failure;
+mod join;
 pub mod keys;
 pub mod output;
 pub mod rollout;
 pub mod time;
 pub mod token;
 pub mod trust;
+pub mod tuf;
 
 use std::process::ExitCode;
 

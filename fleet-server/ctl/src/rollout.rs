@@ -126,7 +126,7 @@ fn ended(info: &RolloutInfo, screen: &Screen) -> Result<()> {
         RolloutStatus::RolledBack => {
             bail!(Refused(format!("rollout {} was rolled back: {}", info.id, info.reason)))
         }
-        other => bail!("rollout {} is {}: {}", info.id, words(other), info.reason),
+        other => bail!("rollout {} is {}: {}", info.id, other.words(), info.reason),
     }
 }
 

@@ -104,7 +104,7 @@ fn a_second_team_signs_with_its_own_key_and_only_its_own_model() {
     // The owner delegates to a key that lives elsewhere.
     let team = KeyPair::from_seed(&[42; 32]);
     desk.ok(&format!("trust delegate meter --keys keys --key {}", team.public_hex()));
-    desk.fails("bundle publish b1 --keys keys", 3, &team.public_hex());
+    desk.fails("bundle publish b1 --keys keys", 3, &team.id().0[..12]);
     // Given back to release.key, it can be published here.
     desk.ok("trust delegate meter --keys keys");
     desk.ok("bundle publish b1 --keys keys");

@@ -4,20 +4,26 @@
 //! that everything it lists can be fetched, signs what is current with its two online keys, stores all of it, and
 //! only then serves it. The keys are made at the first start (mode 0600) and can say what is current, nothing else.
 
+pub mod expiry;
+mod export;
+mod online;
+mod proposals;
+
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use plimsoll_protocol::api::{TrustState, TrustUpload};
-use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
-use plimsoll_protocol::trust::repository::{Change, Online, Repository};
-use plimsoll_protocol::trust::{FLEET_FILES, KeyPair, MAX_TARGETS_BYTES, TrustError, VerifiedTarget};
-use plimsoll_protocol::{Digest, UnixMillis};
+use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, target_path};
+use plimsoll_protocol::trust::repository::{Change, Current, Repository};
+use plimsoll_protocol::trust::{Doc, FLEET_FILES, MAX_TARGETS_BYTES, Root, TrustError, VerifiedTarget};
+use plimsoll_protocol::{Digest, UnixMillis, UnixSeconds};
 use tokio::sync::Mutex;
 
+use self::online::OnlineKeys;
 use crate::blobs::{BlobError, Blobs};
 use crate::secret;
-use crate::store::{BundleRecord, Store, StoreError, TrustDoc, TrustIndex};
+use crate::store::{BundleRecord, RevokedRecord, Store, StoreError, TrustDoc, TrustIndex};
 
 /// Old versions of each document that stay fetchable: a device that read the timestamp before a change still finds
 /// the snapshot it names. Roots stay for ever.
@@ -62,6 +68,8 @@ pub struct Accepted {
     /// Versions that can now be rolled out: `meter-reader 1.1.0`.
     pub added: Vec<String>,
     /// Versions that are revoked.
+    pub revoked: Vec<RevokedRecord>,
+    /// Files of the fleet that are no longer listed.
     pub removed: Vec<String>,
 }
 
@@ -69,7 +77,8 @@ pub struct Accepted {
 pub struct TrustService {
     store: Arc<dyn Store>,
     blobs: Blobs,
-    online: Online,
+    dir: PathBuf,
+    online: std::sync::Mutex<OnlineKeys>,
     published: RwLock<Arc<Published>>,
     /// One change at a time: each is made from the one before.
     changing: Mutex<()>,
@@ -78,16 +87,26 @@ pub struct TrustService {
 impl TrustService {
     /// Reads what was published, and the online keys in `dir` (makes them the first time).
     pub async fn open(dir: &Path, store: Arc<dyn Store>, blobs: Blobs) -> Result<Self, PublishError> {
-        let online =
-            Online { snapshot: key(&dir.join("snapshot.key"))?, timestamp: key(&dir.join("timestamp.key"))? };
+        let mut online = OnlineKeys::open(dir)?;
         let index = store.trust().await?;
         let mut documents = BTreeMap::new();
         for (name, doc) in &index.files {
             documents.insert(name.clone(), blobs.read(&doc.sha256, MAX_TARGETS_BYTES).await?);
         }
         let repository = Repository::load(&documents)?;
+        if let Some(root) = newest_root(&repository) {
+            online.settle(&root)?;
+        }
+        let online = std::sync::Mutex::new(online);
         let published = RwLock::new(Arc::new(Published { index, repository }));
-        Ok(Self { store, blobs, online, published, changing: Mutex::new(()) })
+        let dir = dir.to_owned();
+        let service = Self { store, blobs, dir, online, published, changing: Mutex::new(()) };
+        service.note_expiries();
+        Ok(service)
+    }
+
+    fn online(&self) -> std::sync::MutexGuard<'_, OnlineKeys> {
+        self.online.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Arc<Published> {
@@ -96,7 +115,27 @@ impl TrustService {
 
     /// What `plimsoll trust` needs to sign the next documents.
     pub fn state(&self) -> TrustState {
-        self.now().repository.state(&self.online)
+        let keys = self.online();
+        let mut state = self.now().repository.state(&keys.for_root(None));
+        keys.describe(&mut state);
+        state
+    }
+
+    /// Makes the keys that will take over these roles, with the next root that names them.
+    pub async fn make_online_keys(&self, roles: &[String]) -> Result<TrustState, PublishError> {
+        let _one = self.changing.lock().await;
+        for role in roles {
+            if self.online().make_next(role)?.is_none() {
+                let why = format!("this server holds no {role} key: only snapshot and timestamp are online");
+                return Err(TrustError::Upload(why).into());
+            }
+        }
+        Ok(self.state())
+    }
+
+    /// When each role's document expires.
+    pub fn expiries(&self) -> BTreeMap<String, UnixSeconds> {
+        self.now().repository.expiries()
     }
 
     /// The newest root, for devices that enrol; `None` before `trust init`.
@@ -119,6 +158,18 @@ impl TrustService {
         self.now().index.bundles.clone()
     }
 
+    /// What was published and no longer is.
+    pub fn revoked(&self) -> Vec<RevokedRecord> {
+        self.now().index.revoked.clone()
+    }
+
+    /// Versions by digest: of what is published, and of what was revoked and may still run somewhere.
+    pub fn versions(&self) -> BTreeMap<Digest, semver::Version> {
+        let now = self.now();
+        let revoked = now.index.revoked.iter().map(|r| (r.digest, r.version.clone()));
+        revoked.chain(now.index.bundles.iter().map(|b| (b.digest, b.version.clone()))).collect()
+    }
+
     /// Takes an upload, or refuses it whole.
     pub async fn upload(&self, upload: &TrustUpload, now: UnixMillis) -> Result<Accepted, PublishError> {
         let _one = self.changing.lock().await;
@@ -126,8 +177,18 @@ impl TrustService {
         if upload.root.is_none() && !published.repository.is_initialised() {
             return Err(PublishError::NotInitialised);
         }
-        let change = published.repository.propose(upload, &self.online, now / 1000)?;
-        self.take(&published, change).await
+        let root = match &upload.root {
+            Some(envelope) => Doc::<Root>::read_unverified(envelope).ok().map(|doc| doc.body),
+            None => newest_root(&published.repository),
+        };
+        let online = self.online().for_root(root.as_ref());
+        let change = published.repository.propose(upload, &online, now / 1000)?;
+        let accepted = self.take(&published, change, now).await?;
+        // After the root that names them is stored: until then the old keys are needed.
+        if let Some(root) = root.filter(|_| upload.root.is_some()) {
+            self.online().settle(&root)?;
+        }
+        Ok(accepted)
     }
 
     /// Signs freshness again when it is due.
@@ -135,13 +196,19 @@ impl TrustService {
         let _one = self.changing.lock().await;
         let published = self.now();
         if published.repository.is_initialised() {
-            let change = published.repository.refresh(&self.online, now / 1000)?;
-            self.take(&published, change).await?;
+            let online = self.online().for_root(newest_root(&published.repository).as_ref());
+            let change = published.repository.refresh(&online, now / 1000)?;
+            self.take(&published, change, now).await?;
         }
         Ok(())
     }
 
-    async fn take(&self, published: &Published, change: Change) -> Result<Accepted, PublishError> {
+    async fn take(
+        &self,
+        published: &Published,
+        change: Change,
+        now: UnixMillis,
+    ) -> Result<Accepted, PublishError> {
         let known: BTreeMap<Digest, &BundleRecord> =
             published.index.bundles.iter().map(|b| (b.digest, b)).collect();
         let mut bundles = Vec::new();
@@ -161,10 +228,8 @@ impl TrustService {
         for target in change.listed.iter().filter(|t| t.path().starts_with(FLEET_FILES)) {
             let doc = TrustDoc { sha256: target.sha256(), length: target.length() };
             if self.blobs.length(&doc.sha256).await != Some(doc.length) {
-                let why = format!(
-                    "sha256:{} is not on the server: upload it before the metadata",
-                    doc.sha256
-                );
+                let why =
+                    format!("sha256:{} is not on the server: upload it before the metadata", doc.sha256);
                 return Err(PublishError::Bundle { path: target.path().to_owned(), why });
             }
             fleet_files.insert(target.path().to_owned(), doc);
@@ -175,13 +240,47 @@ impl TrustService {
             files.insert(name.clone(), TrustDoc { sha256, length: bytes.len() as u64 });
         }
         prune(&mut files);
-        let serial = published.index.serial + 1;
-        let index = TrustIndex { serial, files, bundles, fleet_files };
-        self.store.set_trust(published.index.serial, index.clone()).await?;
-        let next = Arc::new(Published { index, repository: change.repository });
-        *self.published.write().unwrap_or_else(PoisonError::into_inner) = next;
+        let gone = |b: &&BundleRecord| change.removed.contains(&target_path(&b.model, &b.version));
+        let revoked: Vec<RevokedRecord> =
+            published.index.bundles.iter().filter(gone).map(|b| RevokedRecord::of(b, now)).collect();
+        let mut all_revoked = published.index.revoked.clone();
+        all_revoked.extend(revoked.iter().cloned());
+        // Who signs for a version again means it.
+        all_revoked.retain(|r| !bundles.iter().any(|b| b.digest == r.digest));
+        let current = Current::read(&change.repository.state(&self.online().for_root(None)), None)?;
+        let proposals = self.still_open(&published.index, current.as_ref()).await;
+        let removed = change.removed.into_iter().filter(|p| !p.ends_with(MANIFEST_FILE)).collect();
         let documents = change.documents.into_iter().map(|(name, _)| name).collect();
-        Ok(Accepted { documents, added, removed: change.removed })
+        let index = TrustIndex { serial: 0, files, bundles, fleet_files, revoked: all_revoked, proposals };
+        self.set(published, index, change.repository).await?;
+        Ok(Accepted { documents, added, revoked, removed })
+    }
+
+    async fn set_index(&self, published: &Published, index: TrustIndex) -> Result<(), PublishError> {
+        self.set(published, index, published.repository.clone()).await
+    }
+
+    /// Stores the next state, then serves it.
+    async fn set(
+        &self,
+        published: &Published,
+        mut index: TrustIndex,
+        repository: Repository,
+    ) -> Result<(), PublishError> {
+        index.serial = published.index.serial + 1;
+        self.store.set_trust(published.index.serial, index.clone()).await?;
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Published { index, repository });
+        self.note_expiries();
+        Ok(())
+    }
+
+    /// For `doctor`, which must not open the store of a running server. Only a note: what counts is in the store.
+    fn note_expiries(&self) {
+        let text = serde_json::to_vec_pretty(&self.expiries()).unwrap_or_default(); // text keys: cannot fail
+        if let Err(error) = secret::write_public(&self.dir.join(expiry::FILE), &text) {
+            tracing::warn!(%error, "expiries of roles were not noted for doctor");
+        }
     }
 
     /// A bundle is published only when every device could fetch and read all of it.
@@ -238,16 +337,9 @@ fn prune(files: &mut BTreeMap<String, TrustDoc>) {
     }
 }
 
-fn key(path: &Path) -> Result<KeyPair, StoreError> {
-    let failed = |e: std::io::Error| StoreError::storage(format!("online key {}", path.display()), e);
-    if !path.exists() {
-        let seed = secret::random::<32>().map_err(failed)?;
-        secret::write_private(path, hex::encode(seed).as_bytes()).map_err(failed)?;
-    }
-    let text = std::fs::read_to_string(path).map_err(failed)?;
-    let mut seed = [0; 32];
-    hex::decode_to_slice(text.trim(), &mut seed).map_err(|e| failed(std::io::Error::other(e.to_string())))?;
-    Ok(KeyPair::from_seed(&seed))
+fn newest_root(repository: &Repository) -> Option<Root> {
+    let envelope = serde_json::from_slice(repository.root()?).ok()?;
+    Doc::<Root>::read_unverified(&envelope).ok().map(|doc| doc.body)
 }
 
 #[cfg(test)]

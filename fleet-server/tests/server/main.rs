@@ -9,6 +9,7 @@ mod enrolment;
 mod evidence;
 mod kill;
 mod operators;
+mod owners;
 mod publishing;
 mod rig;
 mod rollout;

@@ -9,21 +9,19 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use futures_util::stream;
 use indicatif::{ProgressBar, ProgressStyle};
-use plimsoll_protocol::api::{TrustState, TrustUpload};
 use plimsoll_protocol::bundle::target_path;
-use plimsoll_protocol::trust::repository::{Current, ROLE_LIFETIME_S, sign_next};
-use plimsoll_protocol::trust::{Doc, KeyPair, Signer, Targets};
+use plimsoll_protocol::trust::repository::{describe, model_paths};
 use plimsoll_protocol::{Digest, ModelName};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use super::files::LocalBundle;
 use crate::api::Api;
 use crate::failure::Refused;
-use crate::keys::{KeyArgs, KeyRing};
+use crate::keys::KeyArgs;
 use crate::output::{Screen, bytes};
-use crate::time;
-use crate::trust::{NOT_INITIALISED, delegation, read_current};
+use crate::trust::land::{Signed, deliver, sign, tell};
+use crate::trust::{Desk, ProposalArgs};
 
 /// Bytes of an upload at a time: a few network round trips' worth.
 const CHUNK: usize = 64 * 1024;
@@ -35,13 +33,8 @@ pub struct Publish {
     dir: PathBuf,
     #[command(flatten)]
     keys: KeyArgs,
-}
-
-/// Who signs, and what else must be signed first.
-struct Signing {
-    signers: Vec<(String, KeyPair)>,
-    /// The next targets document, when the model was not delegated yet, and which key file signed it.
-    delegation: Option<(Value, String)>,
+    #[command(flatten)]
+    proposal: ProposalArgs,
 }
 
 /// Publishes a bundle.
@@ -49,12 +42,10 @@ pub async fn run(args: &Publish, api: &Api, screen: &Screen) -> Result<()> {
     let bundle = LocalBundle::open(&args.dir)?;
     bundle.verify()?;
     let (model, version) = (&bundle.manifest.model, &bundle.manifest.version);
-    let ring = KeyRing::open(&args.keys)?;
-    let state: TrustState = api.get("trust").await?;
-    let Some(current) = read_current(&ring, &state, screen)? else { bail!(Refused(NOT_INITIALISED.into())) };
+    let desk = Desk::open(&args.keys, api, screen).await?;
     let path = target_path(model, version);
     let mut result = json!({ "model": model, "version": version, "digest": bundle.digest, "path": path });
-    if let Some(published) = current.target(&path)? {
+    if let Some(published) = desk.current.target(&path)? {
         if published.sha256() != bundle.digest {
             bail!(Refused(format!(
                 "{model} {version} is published with other contents ({}): a version never changes; pack a new one",
@@ -66,74 +57,64 @@ pub async fn run(args: &Publish, api: &Api, screen: &Screen) -> Result<()> {
             format!("{model} {version} ({}) is published already.", bundle.digest.short())
         });
     }
-    let signing = who_signs(&ring, &current, model)?;
+    let mut edit = desk.edit();
+    let first = desk.current.targets.body.delegated(model.as_str()).is_none();
+    if first {
+        edit.targets().delegate(model.as_str(), &[desk.ring.public("release")?], 1, model_paths(model));
+    }
+    edit.role(model.as_str()).add_bundle(model, version, &bundle.bytes);
+    let upload = edit.finish()?;
+    let changes = describe(Some(&desk.current), &upload)?;
+    let signed = sign(&desk.ring, Some(&desk.current), &format!("publish {model} {version}"), upload)?;
+    refuse_without(&desk, &signed, model, first, args.proposal.proposal.is_some())?;
     upload_files(&bundle, api).await?;
+    let file = args.proposal.proposal.as_deref();
+    let landed = deliver(&desk.ring, api, &desk.current.documents, &signed, file).await?;
 
-    let previous = current.roles.get(model.as_str());
-    let mut body: Targets = previous.map(|doc| doc.body.clone()).unwrap_or_default();
-    body.add_bundle(model, version, &bundle.bytes);
-    let pairs: Vec<&dyn Signer> = signing.signers.iter().map(|(_, pair)| pair as &dyn Signer).collect();
-    let last = previous.map(|doc| doc.version).or_else(|| undelegated_version(&state, model));
-    let role = sign_next(last, body, time::now(), ROLE_LIFETIME_S, &pairs)?;
-    let upload = TrustUpload {
-        root: None,
-        targets: signing.delegation.as_ref().map(|(targets, _)| targets.clone()),
-        roles: [(model.to_string(), role)].into(),
-    };
-    api.put("trust/metadata", &upload).await?;
-
-    let files: Vec<String> = signing.signers.iter().map(|(name, _)| format!("{name}.key")).collect();
-    let public: Vec<String> = signing.signers.iter().map(|(_, pair)| pair.public_hex()).collect();
-    result["signed_with"] = json!(files);
+    let own = signed.by.iter().filter(|(role, ..)| *role == model.as_str());
+    let public: Vec<String> = own.filter_map(|(.., key)| key.public()).map(hex::encode).collect();
+    let delegated = signed.signers("targets").join(", ");
+    result["signed_with"] = json!(signed.signers(model.as_str()));
     result["public_keys"] = json!(public);
-    result["delegated_with"] = json!(signing.delegation.as_ref().map(|(_, name)| name));
+    result["delegated_with"] = if first { json!(delegated) } else { json!(null) };
     result["bytes"] = bundle.manifest.total_bytes().into();
-    screen.show(&result, || {
+    tell(screen, &signed, &landed, &changes, result, || {
         let mut text = String::new();
-        if let Some((_, name)) = &signing.delegation {
-            text = format!("First version of {model}: {name} now lets release.key sign for it.\n");
+        if first {
+            text = format!("First version of {model}: {delegated} now lets release.key sign for it.\n");
         }
-        let signers =
-            files.iter().zip(&public).map(|(name, key)| format!("{name} ({})", key.get(..12).unwrap_or(key)));
         format!(
-            "{text}{model} {version} is published ({}, {}), signed with {}.\n\
+            "{text}{model} {version} is published ({}, {}).\n\
              Next: plimsoll rollout start --model {model} --version {version}",
             bundle.digest.short(),
             bytes(bundle.manifest.total_bytes()),
-            signers.collect::<Vec<_>>().join(" and ")
         )
     })
 }
 
-fn who_signs(ring: &KeyRing, current: &Current, model: &ModelName) -> Result<Signing> {
-    let Some(role) = current.targets.body.delegated(model.as_str()) else {
-        let key = ring.public("release")?;
-        let delegation = delegation(ring, current, model, &[key], 1)?;
-        return Ok(Signing {
-            signers: vec![("release".into(), ring.secret("release")?)],
-            delegation: Some(delegation),
-        });
-    };
-    let keys =
-        current.targets.body.delegations.as_ref().map(|d| &d.keys).context("a role without delegations")?;
-    let signers = ring.unlock(keys, &role.keyids, role.threshold as usize)?;
-    if signers.len() < role.threshold as usize {
-        let public = role.keyids.iter().filter_map(|id| keys.get(id)?.public()).map(hex::encode);
+/// Before anything is uploaded: without one signature of those that are needed nothing can come of it here.
+fn refuse_without(
+    desk: &Desk<'_>,
+    signed: &Signed,
+    model: &ModelName,
+    first: bool,
+    file: bool,
+) -> Result<()> {
+    let dir = desk.ring.dir().display();
+    if first && signed.signers("targets").is_empty() && !file {
         bail!(Refused(format!(
-            "{model} is signed by {} of these keys: {}; {} holds {} of them. Publish where they are, or let another \
-             key sign: plimsoll trust delegate {model} --key <public key>",
-            role.threshold,
-            public.collect::<Vec<_>>().join(", "),
-            ring.dir().display(),
-            signers.len()
+            "{model} is new, and delegating it needs a targets key, which {dir} does not hold: run this where \
+             targets.key is kept, or let its owner run `plimsoll trust delegate {model}` first"
         )));
     }
-    Ok(Signing { signers, delegation: None })
-}
-
-/// A role that was delegated once, undelegated, and is delegated again goes on counting.
-fn undelegated_version(state: &TrustState, model: &ModelName) -> Option<u64> {
-    Some(Doc::<Targets>::read_unverified(state.roles.get(model.as_str())?).ok()?.version)
+    if signed.signers(model.as_str()).is_empty() && !file {
+        bail!(Refused(format!(
+            "{}: {dir} holds none of these keys. Publish where they are, or let another key sign: plimsoll trust \
+             delegate {model} --key <public key>",
+            signed.missing().join("; ")
+        )));
+    }
+    Ok(())
 }
 
 async fn upload_files(bundle: &LocalBundle, api: &Api) -> Result<()> {

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::files::LocalBundle;
 use crate::api::Api;
 use crate::failure::Refused;
-use crate::keys::{KeyArgs, KeyRing, PassphraseArgs};
+use crate::keys::{KeyArgs, KeyRing};
 use crate::output::Screen;
 use crate::trust::{NOT_INITIALISED, read_current};
 
@@ -69,7 +69,7 @@ pub async fn run(args: &Verify, api: impl Fn() -> Result<Api>, screen: &Screen) 
 async fn signed_by(args: &Verify, bundle: &LocalBundle, api: &Api, screen: &Screen) -> Result<String> {
     // Without a folder there is none to pin a root in; `read_current` says that the server is believed.
     let keys = args.keys.clone().unwrap_or_default();
-    let ring = KeyRing::open(&KeyArgs { keys, passphrase: PassphraseArgs::default() })?;
+    let ring = KeyRing::open(&KeyArgs::at(keys))?;
     let state: TrustState = api.get("trust").await?;
     let Some(current) = read_current(&ring, &state, screen)? else { bail!(Refused(NOT_INITIALISED.into())) };
     let path = target_path(&bundle.manifest.model, &bundle.manifest.version);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use age::secrecy::SecretString;
 use anyhow::{Context, Result, bail};
-use plimsoll_protocol::trust::KeyPair;
+use plimsoll_protocol::trust::{Key, KeyPair};
 use serde::{Deserialize, Serialize};
 
 /// scrypt with 2^17 rounds: 128 MiB and about half a second a try, the middle of what password managers use.
@@ -71,6 +71,11 @@ impl KeyFile {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
         file.write_all(&text).and_then(|()| file.sync_all()).with_context(fail)
+    }
+
+    /// The public half, with what it was made for as its name.
+    pub fn key(&self) -> Result<Key> {
+        Ok(Key::from_hex(&self.public).map_err(anyhow::Error::msg)?.named(&self.role))
     }
 
     pub const fn is_encrypted(&self) -> bool {

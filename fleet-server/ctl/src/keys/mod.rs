@@ -1,21 +1,26 @@
-//! Key files: one Ed25519 secret each, encrypted under a passphrase, in a folder that belongs offline.
+//! Keys that can sign here: key files, one Ed25519 secret each, encrypted under a passphrase, in a folder that belongs
+//! offline; and commands that sign with a key that is kept elsewhere.
 //!
 //! The folder also keeps `root.json`, the root metadata that its owner knows: whatever a server says later is
 //! verified from there. A key file is never overwritten.
 
+mod external;
 mod file;
 mod passphrase;
+mod public;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use plimsoll_protocol::trust::{Key, KeyId, KeyPair};
+use plimsoll_protocol::trust::{Key, KeyPair, Signer};
 
 use crate::failure::Usage;
+use external::External;
 use file::KeyFile;
 pub use passphrase::PassphraseArgs;
+pub use public::read as read_public;
 
 /// Where the keys are, and how they are opened.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,6 +31,28 @@ pub struct KeyArgs {
     /// How key files are opened.
     #[command(flatten)]
     pub passphrase: PassphraseArgs,
+    /// Keys that are kept elsewhere.
+    #[command(flatten)]
+    pub external: ExternalArgs,
+}
+
+/// Keys that are kept elsewhere: each is a command and the public key that it signs with.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ExternalArgs {
+    /// Sign with this shell command too: it gets the bytes on standard input and prints the signature (hexadecimal or
+    /// base64). Give its public key with --sign-key; both may be repeated, in the same order.
+    #[arg(long, value_name = "COMMAND", requires = "sign_key")]
+    pub sign_with: Vec<String>,
+    /// Public key of --sign-with: 64 hexadecimal digits, or a file (PEM, NAME.pub).
+    #[arg(long, value_name = "KEY", requires = "sign_with")]
+    pub sign_key: Vec<String>,
+}
+
+impl KeyArgs {
+    /// Keys of this folder and no others, opened with what the environment says.
+    pub fn at(keys: PathBuf) -> Self {
+        Self { keys, passphrase: PassphraseArgs::default(), external: ExternalArgs::default() }
+    }
 }
 
 /// The keys of a folder. Secrets are opened when they are needed, and the passphrase is asked once.
@@ -33,6 +60,7 @@ pub struct KeyArgs {
 pub struct KeyRing {
     dir: PathBuf,
     files: BTreeMap<String, KeyFile>,
+    external: Vec<External>,
     source: PassphraseArgs,
     passphrase: RefCell<Option<age::secrecy::SecretString>>,
 }
@@ -51,8 +79,21 @@ impl KeyRing {
                 }
             }
         }
+        let ExternalArgs { sign_with, sign_key } = &args.external;
+        if sign_with.len() != sign_key.len() {
+            bail!(Usage(format!(
+                "{} --sign-with and {} --sign-key: each command needs the public key that it signs with",
+                sign_with.len(),
+                sign_key.len()
+            )));
+        }
+        let external = sign_with
+            .iter()
+            .zip(sign_key)
+            .map(|(command, key)| Ok(External { command: command.clone(), key: public::read(key)? }));
+        let external = external.collect::<Result<_>>()?;
         let (dir, source) = (args.keys.clone(), args.passphrase.clone());
-        Ok(Self { dir, files, source, passphrase: RefCell::new(None) })
+        Ok(Self { dir, files, external, source, passphrase: RefCell::new(None) })
     }
 
     /// The folder.
@@ -70,12 +111,12 @@ impl KeyRing {
         self.files.contains_key(name)
     }
 
-    /// The public half of a key file.
+    /// The public half of a key file, named after the file.
     pub fn public(&self, name: &str) -> Result<Key> {
         let file = self.files.get(name).ok_or_else(|| {
             Usage(format!("there is no {name}.key in {}: name the folder with --keys", self.dir.display()))
         })?;
-        Key::from_hex(&file.public).map_err(anyhow::Error::msg)
+        Ok(Key::from_hex(&file.public).map_err(anyhow::Error::msg)?.named(name))
     }
 
     /// Makes a key file, encrypted unless `insecure`; an existing one stays as it is. Returns whether it was made.
@@ -91,35 +132,28 @@ impl KeyRing {
         let passphrase = if insecure { None } else { Some(self.passphrase(true)?) };
         let file = KeyFile::make(name, &KeyPair::from_seed(&seed), passphrase.as_ref())?;
         file.write(&self.path(name))?;
+        // For whoever names this key in a role: public, and with its name.
+        let public = serde_json::to_vec(&file.key()?)?;
+        file::write_whole(&self.dir.join(format!("{name}.pub")), &public)?;
         self.files.insert(name.to_owned(), file);
         Ok(true)
     }
 
-    /// Opens the first key whose public half is one of these; says its file's name. `None` when the folder has none.
-    pub fn unlock_one_of(
-        &self,
-        allowed: &BTreeMap<KeyId, Key>,
-        ids: &[KeyId],
-    ) -> Result<Option<(String, KeyPair)>> {
-        Ok(self.unlock(allowed, ids, 1)?.into_iter().next())
+    /// Who signs here with this key: a key file, or a command.
+    pub fn holder(&self, key: &Key) -> Option<String> {
+        let of_file = |file: &KeyFile| Key::from_hex(&file.public).is_ok_and(|own| own.is(key));
+        let file = self.files.iter().find(|(_, file)| of_file(file)).map(|(name, _)| format!("{name}.key"));
+        let command = || self.external.iter().find(|e| e.key.is(key)).map(|e| format!("`{}`", e.command));
+        file.or_else(command)
     }
 
-    /// Opens up to `wanted` keys whose public halves are among these.
-    pub fn unlock(
-        &self,
-        allowed: &BTreeMap<KeyId, Key>,
-        ids: &[KeyId],
-        wanted: usize,
-    ) -> Result<Vec<(String, KeyPair)>> {
-        let public: Vec<[u8; 32]> = ids.iter().filter_map(|id| allowed.get(id)?.public()).collect();
-        let mut opened = Vec::new();
-        for (name, file) in &self.files {
-            let ours = Key::from_hex(&file.public).ok().and_then(|key| key.public());
-            if opened.len() < wanted && ours.is_some_and(|key| public.contains(&key)) {
-                opened.push((name.clone(), self.secret(name)?));
-            }
+    /// What signs with this key; opens a key file, which may ask for the passphrase. `None` when nothing here can.
+    pub fn signer(&self, key: &Key) -> Result<Option<Box<dyn Signer>>> {
+        if let Some(external) = self.external.iter().find(|e| e.key.is(key)) {
+            return Ok(Some(Box::new(external.clone())));
         }
-        Ok(opened)
+        let held = self.files.iter().find(|(_, f)| Key::from_hex(&f.public).is_ok_and(|own| own.is(key)));
+        held.map(|(name, _)| Ok(Box::new(self.secret(name)?) as Box<dyn Signer>)).transpose()
     }
 
     /// Opens a key file.
@@ -172,8 +206,8 @@ mod tests {
             std::fs::write(&file, format!("{text}\n")).unwrap();
             file
         });
-        let passphrase = PassphraseArgs { passphrase_file: file, passphrase: None };
-        KeyArgs { keys: dir.to_owned(), passphrase }
+        let passphrase = PassphraseArgs { passphrase_file: file, ..PassphraseArgs::default() };
+        KeyArgs { passphrase, ..KeyArgs::at(dir.to_owned()) }
     }
 
     #[test]
@@ -212,10 +246,23 @@ mod tests {
             ring.make(name, true).unwrap();
         }
         let key = ring.public("b").unwrap();
-        let allowed = BTreeMap::from([(key.id(), key.clone())]);
-        let (name, pair) = ring.unlock_one_of(&allowed, &[key.id()]).unwrap().unwrap();
-        assert_eq!((name.as_str(), pair.id()), ("b", key.id()));
-        assert!(ring.unlock_one_of(&BTreeMap::new(), &[key.id()]).unwrap().is_none());
+        assert_eq!(ring.holder(&key).as_deref(), Some("b.key"));
+        assert!(ring.signer(&key).unwrap().unwrap().key().is(&key));
+        let stranger = KeyPair::from_seed(&[9; 32]).key();
+        assert!(ring.holder(&stranger).is_none() && ring.signer(&stranger).unwrap().is_none());
+        assert_eq!(read_public(home.path().join("b.pub").to_str().unwrap()).unwrap(), key);
+    }
+
+    #[test]
+    fn a_command_stands_for_its_key() {
+        let home = tempfile::tempdir().unwrap();
+        let key = KeyPair::from_seed(&[9; 32]).key();
+        let public = key.public().map(hex::encode).unwrap();
+        let external = ExternalArgs { sign_with: vec!["hsm sign".into()], sign_key: vec![public] };
+        let mut args = KeyArgs { external, ..args(home.path(), None) };
+        assert_eq!(KeyRing::open(&args).unwrap().holder(&key).as_deref(), Some("`hsm sign`"));
+        args.external.sign_key.clear();
+        assert!(KeyRing::open(&args).unwrap_err().to_string().contains("1 --sign-with and 0 --sign-key"));
     }
 
     #[test]

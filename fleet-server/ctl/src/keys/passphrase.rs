@@ -1,4 +1,4 @@
-//! Where a passphrase comes from: a file, the environment, or the person at the terminal.
+//! Where a passphrase comes from: a file, a file descriptor, the environment, or the person at the terminal.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +16,9 @@ pub struct PassphraseArgs {
     /// File whose first line is the passphrase of the key files. Without it, PLIMSOLL_PASSPHRASE or a prompt.
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
+    /// File descriptor of this process whose first line is the passphrase: `--passphrase-fd 3 3< <(pass show fleet)`.
+    #[arg(long, value_name = "N", conflicts_with = "passphrase_file")]
+    pub passphrase_fd: Option<u32>,
     /// From the environment only: an argument would be visible to every user of the machine.
     #[arg(skip = std::env::var("PLIMSOLL_PASSPHRASE").ok())]
     pub passphrase: Option<String>,
@@ -24,10 +27,10 @@ pub struct PassphraseArgs {
 impl PassphraseArgs {
     /// The passphrase of a folder of keys; a new one is asked twice.
     pub fn get(&self, keys: &Path, confirm: bool) -> Result<SecretString> {
-        let text = if let Some(file) = &self.passphrase_file {
-            let text =
-                std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            text.lines().next().unwrap_or_default().to_owned()
+        // The kernel shows open descriptors as files, so that no unsafe call is needed to read one.
+        let descriptor = self.passphrase_fd.map(|n| PathBuf::from(format!("/dev/fd/{n}")));
+        let text = if let Some(file) = self.passphrase_file.as_ref().or(descriptor.as_ref()) {
+            first_line(file)?
         } else if let Some(text) = &self.passphrase {
             text.clone()
         } else {
@@ -40,11 +43,20 @@ impl PassphraseArgs {
     }
 }
 
+fn first_line(path: &Path) -> Result<String> {
+    let fail = || format!("cannot read a passphrase from {}", path.display());
+    let mut line = String::new();
+    // Of a pipe no more than the line may be waited for: its writer need not close it.
+    BufReader::new(File::open(path).with_context(fail)?).read_line(&mut line).with_context(fail)?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
 fn prompt(keys: &Path, confirm: bool) -> Result<String> {
     let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty");
     let Ok(mut terminal) = terminal else {
         bail!(Usage(
-            "the keys are encrypted and there is no terminal: set PLIMSOLL_PASSPHRASE or --passphrase-file"
+            "the keys are encrypted and there is no terminal: set PLIMSOLL_PASSPHRASE, --passphrase-file or \
+             --passphrase-fd"
                 .into()
         ));
     };

@@ -121,6 +121,7 @@ fn answer(method: &str, path: &str, body: &[u8], state: &mut State) -> (u16, Val
             trust.roles.extend(state.forged.clone());
             (200, serde_json::to_value(trust).unwrap())
         }
+        ("GET", "trust/proposals") => (200, json!([])),
         ("PUT", "trust/metadata") => {
             let upload = serde_json::from_slice(body).unwrap();
             match state.repository.propose(&upload, &online(), jiff::Timestamp::now().as_second()) {
