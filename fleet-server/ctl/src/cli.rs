@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::api::{Api, Connection};
 use crate::output::{Form, Screen};
-use crate::{bundle, device, events, rollout, token, trust};
+use crate::{bundle, device, events, rollout, token, trust, tuf};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by a gate or a verification \
 (bad signature, wrong digest, golden samples that differ, a rollout that was rolled back).";
@@ -52,6 +52,9 @@ pub enum Command {
     /// API tokens for people, pipelines and dashboards
     #[command(subcommand)]
     Token(token::Command),
+    /// A plain client of any TUF repository, in the words of the public conformance suite
+    #[command(hide = true)]
+    Tuf(tuf::Tuf),
 }
 
 /// Runs a command.
@@ -64,6 +67,7 @@ pub async fn run(cli: Cli, screen: &Screen) -> anyhow::Result<()> {
         Command::Rollout(command) => rollout::run(command, &api()?, screen).await,
         Command::Events(args) => events::run(&args, &api()?, screen).await,
         Command::Token(command) => token::run(command, &api()?, screen).await,
+        Command::Tuf(args) => tuf::run(&args, cli.global.connection.ca.as_deref(), screen).await,
     }
 }
 
