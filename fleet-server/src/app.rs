@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, Notify, watch};
 
 use crate::auth::Auth;
 use crate::blobs::Blobs;
-use crate::ca::Ca;
+use crate::ca::{Authorities, ServerCertificate};
 use crate::clock;
 use crate::delta::Deltas;
 use crate::drift::Drift;
@@ -54,8 +54,12 @@ pub struct App {
     pub deltas: Deltas,
     /// Tokens.
     pub auth: Auth,
-    /// Certificates.
-    pub ca: Ca,
+    /// Who signs certificates.
+    pub ca: Arc<Authorities>,
+    /// The server's own.
+    pub certificate: Arc<ServerCertificate>,
+    /// Rises when a device is kept out: connections that stand look whether they may.
+    pub barred: watch::Sender<u64>,
     /// Signed metadata.
     pub trust: TrustService,
     /// Devices in memory.

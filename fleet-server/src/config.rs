@@ -9,6 +9,8 @@ use plimsoll_protocol::TenantId;
 use plimsoll_protocol::wire::v1::FleetConfig;
 use serde::Deserialize;
 
+use crate::ca::{DEVICE_LIFE_S, Source};
+
 /// Settings as written. A flag wins over the file, the file over the default.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -42,9 +44,25 @@ pub struct Raw {
     /// Ask for a token on the page and on /metrics, also on loopback.
     #[arg(long)]
     pub closed_pages: bool,
+    /// Life of a device's certificate: 90d, 36h; devices renew at two thirds of it [default: 90d].
+    #[arg(long)]
+    pub device_certificate: Option<String>,
+    /// Authority of your own PKI instead of one that the server makes (file only).
+    #[arg(skip)]
+    pub ca: Option<RawCa>,
     /// What every device is told when it connects (file only).
     #[arg(skip)]
     pub fleet: FleetConfig,
+}
+
+/// `[ca]`: an issuing authority of the operator's own PKI.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawCa {
+    /// PEM: the issuing certificate first, then optionally who signed it.
+    pub certificate: PathBuf,
+    /// PEM, PKCS#8: its key.
+    pub key: PathBuf,
 }
 
 /// Settings that the server runs by.
@@ -70,6 +88,8 @@ pub struct Config {
     pub open_pages: bool,
     /// For every device.
     pub fleet: FleetConfig,
+    /// Who signs devices, and for how long.
+    pub ca: Source,
     /// How to look at a store that was not closed in order.
     pub probe: crate::store::embedded::Probe,
 }
@@ -124,6 +144,8 @@ impl Raw {
             tenant: self.tenant.or(file.tenant),
             tick_ms: self.tick_ms.or(file.tick_ms),
             closed_pages: self.closed_pages || file.closed_pages,
+            device_certificate: self.device_certificate.or(file.device_certificate),
+            ca: self.ca.or(file.ca),
             fleet: file.fleet,
         }
     }
@@ -144,6 +166,11 @@ impl Raw {
                 format!("{bad:?} is no host name and no address; give it without port"),
             ));
         }
+        let life = self.device_certificate.map_or(Ok(DEVICE_LIFE_S), |text| device_life(&text));
+        let ca = Source {
+            files: self.ca.map(|ca| (ca.certificate, ca.key)),
+            device_life_s: life.map_err(|why| value("device_certificate", why))?,
+        };
         let http = self.listen_http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
         Ok(Config {
             state_dir: self.state_dir.unwrap_or_else(default_state_dir),
@@ -156,9 +183,27 @@ impl Raw {
             tick: Duration::from_millis(tick_ms),
             open_pages: !self.closed_pages && http.ip().is_loopback(),
             fleet: self.fleet,
+            ca,
             probe: crate::store::embedded::Probe::Skip,
         })
     }
+}
+
+/// `90d`, `36h`, `15m`, `30s`. At least ten seconds, which is for trials: a device needs one of them to renew. At
+/// most 825 days, the most that common verifiers take of a leaf.
+fn device_life(text: &str) -> Result<u64, String> {
+    let unit = match text.chars().last() {
+        Some('s') => Some(1),
+        Some('m') => Some(60),
+        Some('h') => Some(3600),
+        Some('d') => Some(24 * 3600),
+        _ => None,
+    };
+    let number = unit.and_then(|_| text.get(..text.len() - 1)?.parse::<u64>().ok());
+    let seconds = number.zip(unit).and_then(|(n, unit)| n.checked_mul(unit));
+    seconds
+        .filter(|s| (10..=825 * 24 * 3600).contains(s))
+        .ok_or_else(|| format!("{text:?} is no life of a certificate: 10s to 825d, as 90d, 36h, 15m or 30s"))
 }
 
 /// What systemd gives a service, or where one would look.
@@ -198,6 +243,15 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_lives_90_days_unless_told_otherwise() {
+        let life = |text: Option<&str>| {
+            let raw = Raw { device_certificate: text.map(str::to_owned), ..Raw::default() };
+            raw.check().unwrap().ca.device_life_s
+        };
+        assert_eq!([life(None), life(Some("36h")), life(Some("10s"))], [90 * 86_400, 36 * 3600, 10]);
+    }
+
+    #[test]
     fn a_page_that_others_can_reach_is_never_open() {
         let listen = |text: &str| Raw { listen_http: Some(text.parse().unwrap()), ..Raw::default() };
         assert!(listen("127.0.0.1:0").check().unwrap().open_pages);
@@ -214,6 +268,10 @@ mod tests {
             (Raw { tick_ms: Some(1), ..Raw::default() }, "tick_ms"),
             (Raw { public_hosts: vec!["host:8443".into()], ..Raw::default() }, "public_host"),
             (Raw { public_hosts: vec![String::new()], ..Raw::default() }, "public_host"),
+            (Raw { device_certificate: Some("90".into()), ..Raw::default() }, "device_certificate"),
+            (Raw { device_certificate: Some("9s".into()), ..Raw::default() }, "device_certificate"),
+            (Raw { device_certificate: Some("9é".into()), ..Raw::default() }, "device_certificate"),
+            (Raw { device_certificate: Some("826d".into()), ..Raw::default() }, "device_certificate"),
         ] {
             let error = raw.check().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

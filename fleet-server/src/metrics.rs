@@ -6,7 +6,6 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::app::App;
-use crate::fleet;
 
 /// Counters that no other state implies. Relaxed: nothing is decided by them.
 #[derive(Debug, Default)]
@@ -21,6 +20,10 @@ pub struct Metrics {
     pub enrolled: AtomicU64,
     /// Enrolments refused.
     pub enrol_refused: AtomicU64,
+    /// Certificates renewed.
+    pub renewed: AtomicU64,
+    /// Renewals refused.
+    pub renewals_refused: AtomicU64,
     /// Requests of devices for blobs.
     pub blob_requests: AtomicU64,
     /// Bytes of blobs promised to devices.
@@ -41,8 +44,7 @@ pub fn one(counter: &AtomicU64) {
 /// The page of numbers.
 pub async fn render(app: &App) -> String {
     let mut out = Page::default();
-    let bundles = app.trust.bundles();
-    let versions = fleet::versions(&bundles);
+    let versions = app.trust.versions();
     let mut states: BTreeMap<&str, u64> =
         [("online", 0), ("offline", 0), ("never_seen", 0), ("revoked", 0)].into();
     let mut running: BTreeMap<(String, String), u64> = BTreeMap::new();
@@ -96,6 +98,12 @@ pub async fn render(app: &App) -> String {
         ),
         ("enrolled_total", "Enrolments accepted.", &m.enrolled),
         ("enrol_refused_total", "Enrolments refused.", &m.enrol_refused),
+        ("certificates_renewed_total", "Certificates of devices renewed.", &m.renewed),
+        (
+            "certificate_renewals_refused_total",
+            "Renewals refused: unknown, other key, revoked.",
+            &m.renewals_refused,
+        ),
         ("blob_requests_total", "Requests of devices for blobs.", &m.blob_requests),
         ("blob_bytes_total", "Bytes of blobs promised to devices.", &m.blob_bytes),
         ("delta_requests_total", "Requests of devices answered with a delta.", &m.delta_requests),
@@ -104,6 +112,12 @@ pub async fn render(app: &App) -> String {
     ] {
         out.head(&format!("plimsoll_{name}"), "counter", help);
         out.line(&format!("plimsoll_{name}"), counter.load(Relaxed));
+    }
+    certificates(app, &mut out);
+    out.head("plimsoll_trust_role_expires_seconds", "gauge", "When the signed document of a role expires.");
+    for (role, at) in app.trust.expiries() {
+        let at = u64::try_from(at).unwrap_or(0);
+        out.line(&format!("plimsoll_trust_role_expires_seconds{{role=\"{role}\"}}"), at);
     }
     if let Some(gateway) = app.gateway() {
         for (name, value) in gateway.stats().iter() {
@@ -115,6 +129,31 @@ pub async fn render(app: &App) -> String {
         }
     }
     out.0
+}
+
+/// Ends of certificates, as times: whoever watches compares with the clock.
+fn certificates(app: &App, out: &mut Page) {
+    let name = "plimsoll_certificate_not_after_seconds";
+    out.head(
+        name,
+        "gauge",
+        "When a certificate ends: of the device whose ends first, the server, its authority.",
+    );
+    let soonest = app.fleet.read(|devices| {
+        let admitted = devices.values().filter(|d| !d.record.revoked);
+        admitted.map(|d| d.record.certificate_until_ms).min()
+    });
+    let ends = [
+        ("device_soonest", soonest),
+        ("server", Some(app.certificate.until_ms())),
+        ("authority", Some(app.ca.issuing().until_ms())),
+    ];
+    for (of, until_ms) in ends {
+        if let Some(until_ms) = until_ms {
+            let seconds = u64::try_from(until_ms / 1000).unwrap_or(0);
+            out.line(&format!("{name}{{of=\"{of}\"}}"), seconds);
+        }
+    }
 }
 
 #[derive(Default)]

@@ -14,14 +14,15 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::{Addresses, App, stopped};
 use crate::auth::Auth;
+use crate::auth::device::registered;
 use crate::blobs::Blobs;
-use crate::ca::{Ca, ServerCertificate, TlsConfigs};
+use crate::ca::{Authorities, ServerCertificate, TlsConfigs};
 use crate::config::Config;
 use crate::delta::Deltas;
 use crate::drift::{self, Drift};
 use crate::fleet::Fleet;
 use crate::gateway::{self, Gateway};
-use crate::http::listener::{Handover, Listener};
+use crate::http::listener::{Handover, Listener, Standing};
 use crate::http::{device, listener, operator};
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
@@ -29,7 +30,7 @@ use crate::outputs::{self, Baselines};
 use crate::rollouts::Book;
 use crate::store::Store;
 use crate::store::embedded::{Embedded, Opened, open_or_recover};
-use crate::trust::TrustService;
+use crate::trust::{TrustService, expiry};
 use crate::{clock, reconciler, secret};
 
 /// Between two looks at what grows old. Timestamps live a day and certificates 90, so six hours leave three more
@@ -59,16 +60,17 @@ impl Server {
         let embedded = Arc::new(store);
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&embedded);
         let blobs = Blobs::open(&dir.join("blobs")).context("cannot open the folder of blobs")?;
-        let deltas = Deltas::open(&dir.join("deltas"), blobs.clone()).context("cannot open the index of deltas")?;
+        let deltas =
+            Deltas::open(&dir.join("deltas"), blobs.clone()).context("cannot open the index of deltas")?;
         let auth = Auth::load(Arc::clone(&store)).await?;
         auth.ensure_admin(&dir, clock::now_ms()).await?;
-        let ca = Ca::open(&dir, &config.tenant, clock::now_ms())?;
+        let ca = Arc::new(Authorities::open(&dir, &config.tenant, config.ca.clone(), clock::now_ms())?);
         let trust = TrustService::open(&dir, Arc::clone(&store), blobs.clone()).await?;
         let fleet = Fleet::load(store.as_ref()).await?;
         let book = Book::load(store.as_ref()).await?;
 
         let hosts = certificate_hosts(&config.public_hosts);
-        let certificate = ServerCertificate::new(&ca, &hosts, clock::now_ms())?;
+        let certificate = ServerCertificate::new(&ca.issuing(), hosts, clock::now_ms())?;
         let tls = TlsConfigs::new(&ca, &certificate)?;
         let http = bind(config.http, "operators").await?;
         let https = bind(config.https, "devices").await?;
@@ -82,6 +84,8 @@ impl Server {
             deltas,
             auth,
             ca,
+            certificate,
+            barred: watch::Sender::new(0),
             trust,
             fleet,
             drift: Drift::default(),
@@ -125,12 +129,14 @@ impl Server {
             socket: http,
             tls: outside(config.http),
             mqtt: None,
+            standing: None,
             router: operator::router(Arc::clone(&app)),
         };
         let devices = Listener {
             socket: https,
             tls: Some(Arc::clone(&tls.https)),
             mqtt: Some(handover),
+            standing: Some(standing(&app)),
             router: device::router(Arc::clone(&app)),
         };
         let tasks = vec![
@@ -138,7 +144,7 @@ impl Server {
             tokio::spawn(listener::serve(devices, stop())),
             tokio::spawn(drift::rebuild(Arc::clone(&app))),
             tokio::spawn(reconciler::run(Arc::clone(&app), config.tick, stop())),
-            tokio::spawn(housekeeping(Arc::clone(&app), embedded, certificate, hosts)),
+            tokio::spawn(housekeeping(Arc::clone(&app), embedded)),
         ];
         for note in notes {
             tracing::error!(store.note = %note, "the store was recovered");
@@ -185,12 +191,7 @@ async fn open_store(config: &Config) -> Result<Opened> {
 }
 
 /// Freshness of metadata and of the server's certificate, and the export that [`open_or_recover`] falls back to.
-async fn housekeeping(
-    app: Arc<App>,
-    store: Arc<Embedded>,
-    certificate: Arc<ServerCertificate>,
-    hosts: Vec<String>,
-) {
+async fn housekeeping(app: Arc<App>, store: Arc<Embedded>) {
     let mut stopping = app.stopping.subscribe();
     let mut clockwork = interval(HOUSEKEEPING);
     clockwork.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -218,13 +219,26 @@ async fn housekeeping(
             );
             app.event(None, Severity::Alarm, "trust.refresh-failed", text).await;
         }
+        if round.is_multiple_of(EXPORT_EVERY) {
+            for warning in expiry::warnings(&app.trust.expiries(), now / 1000) {
+                let severity = if warning.expired { Severity::Alarm } else { Severity::Warning };
+                app.event(None, severity, "trust.expiring", warning.text).await;
+            }
+        }
         if round > 0
-            && let Err(error) = certificate.renew(&app.ca, &hosts, now)
+            && let Err(error) = app.certificate.renew(&app.ca.issuing(), now)
         {
             tracing::error!(%error, "the server's certificate was not renewed; tried again in six hours");
         }
         round += 1;
     }
+}
+
+/// Whether a device's open connection may go on, and when that is to be asked again.
+fn standing(app: &Arc<App>) -> Standing {
+    let (changes, app) = (app.barred.subscribe(), Arc::clone(app));
+    let holds = move |certificate: &_| registered(&app.fleet, &app.tenant, certificate).is_ok();
+    Standing { changes, holds: Arc::new(holds) }
 }
 
 /// What the server's certificate must carry: its names, and loopback for whoever is on this machine.

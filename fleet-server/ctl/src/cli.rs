@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::api::{Api, Connection};
 use crate::output::{Form, Screen};
-use crate::{bundle, device, events, rollout, token, trust, tuf};
+use crate::{bundle, ca, device, events, rollout, token, trust, tuf};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by a gate or a verification \
 (bad signature, wrong digest, golden samples that differ, a rollout that was rolled back).";
@@ -44,6 +44,9 @@ pub enum Command {
     /// Enrol, list and revoke devices
     #[command(subcommand)]
     Device(device::Command),
+    /// The fleet's certificate authority, and its change
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Bring a model version to the fleet, stage by stage
     #[command(subcommand)]
     Rollout(rollout::Command),
@@ -64,6 +67,7 @@ pub async fn run(cli: Cli, screen: &Screen) -> anyhow::Result<()> {
         Command::Trust(command) => trust::run(command, &api()?, screen).await,
         Command::Bundle(command) => bundle::run(command, api, screen).await,
         Command::Device(command) => device::run(command, &api()?, screen).await,
+        Command::Ca(command) => ca::run(command, &api()?, screen).await,
         Command::Rollout(command) => rollout::run(command, &api()?, screen).await,
         Command::Events(args) => events::run(&args, &api()?, screen).await,
         Command::Token(command) => token::run(command, &api()?, screen).await,

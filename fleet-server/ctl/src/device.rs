@@ -1,17 +1,19 @@
-//! `plimsoll device`: enrol, list, show, revoke.
+//! `plimsoll device`: enrol, list, show, revoke, readmit; and the join tokens with which devices enrol.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::Subcommand;
 use plimsoll_protocol::DeviceId;
-use plimsoll_protocol::api::{DeviceInfo, NewJoinToken, TokenCreated};
+use plimsoll_protocol::api::{CommandSent, DeviceInfo, JoinTokenInfo, NewJoinToken, Readmit, TokenCreated};
+use plimsoll_protocol::wire::v1::CommandKind;
 use serde_json::json;
 
-use crate::api::Api;
+use crate::api::{Api, encoded};
 use crate::cli::pair;
+use crate::join;
 use crate::output::{Screen, bytes, table};
-use crate::time::utc;
+use crate::time::{now, utc};
 
 /// `plimsoll device …`
 #[derive(Debug, Subcommand)]
@@ -27,6 +29,16 @@ pub enum Command {
         /// Label of every device that enrols with it; repeat for several.
         #[arg(long = "label", value_name = "K=V", value_parser = pair)]
         labels: Vec<(String, String)>,
+        /// Names that may enrol with it: one name, or the start of names and a star (cam-*) [default: every name].
+        #[arg(long, value_name = "NAMES")]
+        names: Option<String>,
+    },
+    /// List the join tokens that were made (their secrets are not known any more)
+    Tokens,
+    /// Take a join token back: nobody enrols with it any more
+    RevokeToken {
+        /// Its public part: the second of the four parts between dots.
+        id: String,
     },
     /// List the fleet
     List,
@@ -35,20 +47,69 @@ pub enum Command {
         /// The device.
         device: DeviceId,
     },
-    /// Never let a device connect again
+    /// Send a one-off command to a device that is online; what became of it is in `plimsoll events`
+    Command {
+        /// The device.
+        device: DeviceId,
+        #[command(subcommand)]
+        what: What,
+    },
+    /// Keep a device out from now on, and end its connections
     Revoke {
         /// The device.
         device: DeviceId,
     },
+    /// Let a revoked device in again
+    Readmit {
+        /// The device.
+        device: DeviceId,
+        /// It has a new key (its disk was replaced): the next enrolment under its name may bring it, the old key
+        /// stays out.
+        #[arg(long)]
+        new_key: bool,
+    },
+}
+
+/// What a command does. None of them changes which model runs.
+#[derive(Debug, Subcommand)]
+pub enum What {
+    /// Look at the signed metadata now
+    Refresh,
+    /// Report state, health and the open measurement windows now
+    Report,
+    /// Another log filter for a while
+    Log {
+        /// debug, or module=level.
+        filter: String,
+        /// Seconds until the device returns to its own; at most an hour.
+        #[arg(long = "for", default_value_t = 600, value_name = "S")]
+        for_s: u32,
+    },
+    /// Hold the device's updates, also after a restart; what runs goes on running
+    Pause,
+    /// Let the device's updates go on
+    Resume,
+}
+
+impl From<What> for CommandKind {
+    fn from(what: What) -> Self {
+        match what {
+            What::Refresh => Self::Refresh,
+            What::Report => Self::Report,
+            What::Log { filter, for_s } => Self::Log { filter, for_s },
+            What::Pause => Self::Pause,
+            What::Resume => Self::Resume,
+        }
+    }
 }
 
 /// Dispatch.
 pub async fn run(command: Command, api: &Api, screen: &Screen) -> Result<()> {
     match command {
-        Command::Token { uses, minutes, labels } => {
+        Command::Token { uses, minutes, labels, names } => {
             let labels: BTreeMap<_, _> = labels.into_iter().collect();
             let created: TokenCreated =
-                api.post("join-tokens", &NewJoinToken { uses, minutes, labels }).await?;
+                api.post("join-tokens", &NewJoinToken { uses, minutes, labels, names }).await?;
             screen.show(&created, || {
                 format!(
                     "{}\n\nFor {uses} device(s), until {} UTC; it is not shown again. On the device:\n  \
@@ -73,10 +134,38 @@ pub async fn run(command: Command, api: &Api, screen: &Screen) -> Result<()> {
             let info: DeviceInfo = api.get(&format!("devices/{device}")).await?;
             screen.show(&info, || describe(&info))
         }
+        Command::Command { device, what } => {
+            let sent: CommandSent =
+                api.post(&format!("devices/{device}/commands"), &CommandKind::from(what)).await?;
+            screen.show(&sent, || {
+                format!("Sent to {device} as {}; its answer is an event: plimsoll events", sent.id)
+            })
+        }
         Command::Revoke { device } => {
             api.act(&format!("devices/{device}/revoke"), &json!({})).await?;
             screen.show(&json!({ "device": device, "revoked": true }), || {
                 format!("{device} is revoked: its connection is closed, and its certificate is refused from now on.")
+            })
+        }
+        Command::Readmit { device, new_key } => {
+            api.act(&format!("devices/{device}/readmit"), &Readmit { new_key }).await?;
+            screen.show(&json!({ "device": device, "new_key": new_key }), || match new_key {
+                true => format!(
+                    "The next enrolment of {device} may bring a new key: make a token with `plimsoll device token \
+                     --names {device}`, and on the device `plimsoll-agent enroll`."
+                ),
+                false => format!("{device} is let in again with its registered key; it comes back by itself."),
+            })
+        }
+        Command::Tokens => {
+            let tokens: Vec<JoinTokenInfo> = api.get("join-tokens").await?;
+            screen.show(&tokens, || join::list(&tokens, now() * 1000))
+        }
+        Command::RevokeToken { id } => {
+            let token: JoinTokenInfo =
+                api.post(&format!("join-tokens/{}/revoke", encoded(&id)), &json!({})).await?;
+            screen.show(&token, || {
+                format!("Join token {id} is revoked; the devices that enrolled with it stay.")
             })
         }
     }
@@ -133,6 +222,7 @@ fn describe(d: &DeviceInfo) -> String {
         format!("runs       {}", running(d)),
         format!("labels     {}", labels(&d.labels)),
         format!("generation {}", d.generation),
+        format!("certificate until {} UTC", utc(d.certificate_until_ms)),
     ];
     if let Some(birth) = &d.birth {
         lines.push(format!(

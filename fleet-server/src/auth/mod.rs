@@ -1,5 +1,7 @@
 //! Tokens of people and programs: `plt1.<id>.<secret>`, shown once, stored as a hash, with a role and an end.
 
+pub mod device;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};

@@ -1,44 +1,59 @@
-//! TLS for the listeners: ring, the CA as the only root for clients, a server certificate that can be exchanged
-//! while connections come in.
+//! TLS for the listeners: ring, the fleet's authorities for clients, a server certificate that can be exchanged while
+//! connections come in.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use plimsoll_protocol::UnixMillis;
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
 
-use super::{Ca, CaError};
+use super::clients::Clients;
+use super::{Authorities, Ca, CaError};
 
 /// The server's own certificate; every handshake takes the newest.
 #[derive(Debug)]
 pub struct ServerCertificate {
-    current: RwLock<Arc<CertifiedKey>>,
+    hosts: Vec<String>,
+    current: RwLock<Made>,
+}
+
+#[derive(Debug, Clone)]
+struct Made {
+    key: Arc<CertifiedKey>,
+    until_ms: UnixMillis,
 }
 
 impl ServerCertificate {
-    /// Makes the first one.
-    pub fn new(ca: &Ca, hosts: &[String], now: i64) -> Result<Arc<Self>, CaError> {
-        Ok(Arc::new(Self { current: RwLock::new(make(ca, hosts, now)?) }))
+    /// Makes the first one, for these host names and addresses.
+    pub fn new(ca: &Ca, hosts: Vec<String>, now: UnixMillis) -> Result<Arc<Self>, CaError> {
+        let current = RwLock::new(make(ca, &hosts, now)?);
+        Ok(Arc::new(Self { hosts, current }))
     }
 
     /// Makes the next one; connections that stand keep theirs.
-    pub fn renew(&self, ca: &Ca, hosts: &[String], now: i64) -> Result<(), CaError> {
-        let next = make(ca, hosts, now)?;
-        *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = next;
+    pub fn renew(&self, ca: &Ca, now: UnixMillis) -> Result<(), CaError> {
+        let next = make(ca, &self.hosts, now)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
+    }
+
+    /// Its end.
+    pub fn until_ms(&self) -> UnixMillis {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).until_ms
     }
 }
 
 impl ResolvesServerCert for ServerCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner)))
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).key))
     }
 }
 
-fn make(ca: &Ca, hosts: &[String], now: i64) -> Result<Arc<CertifiedKey>, CaError> {
-    let (chain, key) = ca.server_certificate(hosts, now)?;
+fn make(ca: &Ca, hosts: &[String], now: UnixMillis) -> Result<Made, CaError> {
+    let (chain, key, until_ms) = ca.server_certificate(hosts, now)?;
     let provider = rustls::crypto::ring::default_provider();
-    Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider)?))
+    Ok(Made { key: Arc::new(CertifiedKey::from_der(chain, key, &provider)?), until_ms })
 }
 
 /// One configuration for each kind of listener.
@@ -51,32 +66,33 @@ pub struct TlsConfigs {
 }
 
 impl TlsConfigs {
-    /// For this authority and this certificate.
-    pub fn new(ca: &Ca, certificate: &Arc<ServerCertificate>) -> Result<Self, CaError> {
-        let https = config(ca, certificate, false, &[b"http/1.1", crate::gateway::ALPN])?;
-        let mqtt = config(ca, certificate, true, &[])?;
+    /// For these authorities and this certificate.
+    pub fn new(
+        authorities: &Arc<Authorities>,
+        certificate: &Arc<ServerCertificate>,
+    ) -> Result<Self, CaError> {
+        let https = config(authorities, certificate, false, &[b"http/1.1", crate::gateway::ALPN])?;
+        let mqtt = config(authorities, certificate, true, &[])?;
         Ok(Self { https, mqtt })
     }
 }
 
 fn config(
-    ca: &Ca,
+    authorities: &Arc<Authorities>,
     certificate: &Arc<ServerCertificate>,
-    required: bool,
+    strict: bool,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, CaError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.certificate().clone())?;
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    let builder = if required { builder } else { builder.allow_unauthenticated() };
-    let verifier =
-        builder.build().map_err(|e| rustls::Error::General(format!("client certificates: {e}")))?;
+    let clients = Clients { authorities: Arc::clone(authorities), strict };
     let resolver: Arc<dyn ResolvesServerCert> = Arc::<ServerCertificate>::clone(certificate);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(clients))
         .with_cert_resolver(resolver);
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    // A resumed session would skip the check of the client's certificate, and with it the end of its time.
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }

@@ -1,6 +1,6 @@
 //! From a client certificate to a device. The chain is verified by rustls before anything here runs.
 
-use plimsoll_protocol::DeviceIdentity;
+use plimsoll_protocol::{DeviceIdentity, UnixMillis};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -8,6 +8,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 #[derive(Debug, Clone)]
 pub struct DeviceCertificate {
     identity: DeviceIdentity,
+    until_ms: UnixMillis,
     der: CertificateDer<'static>,
 }
 
@@ -37,12 +38,18 @@ impl DeviceCertificate {
         };
         let name = first.as_str().map_err(|_| CertificateError::Unreadable)?;
         let identity = name.parse()?;
-        Ok(Self { identity, der })
+        let until_ms = certificate.validity().not_after.timestamp().saturating_mul(1000);
+        Ok(Self { identity, until_ms, der })
     }
 
     /// Who it is.
     pub fn identity(&self) -> &DeviceIdentity {
         &self.identity
+    }
+
+    /// When it ends. A connection may outlast it, so it is asked again whenever something is decided.
+    pub const fn until_ms(&self) -> UnixMillis {
+        self.until_ms
     }
 
     /// The certificate itself, for its fingerprint.

@@ -1,4 +1,5 @@
-//! What devices call over HTTPS: enrolment (a join token), signed metadata (public), blobs (a client certificate).
+//! What devices call over HTTPS: enrolment (a join token), renewal (a client certificate, expired or not), signed
+//! metadata and the fleet's authorities (public), blobs (a client certificate).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,15 +9,19 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
-use plimsoll_protocol::wire::v1::{ENROLL_PATH, EnrollRequest, EnrollResponse, Severity};
-use plimsoll_protocol::{DeviceId, Digest};
+use plimsoll_protocol::Digest;
+use plimsoll_protocol::wire::v1::{
+    ENROLL_PATH, EnrollRequest, EnrollResponse, FLEET_CA_PATH, RENEW_PATH, Severity,
+};
 
 use super::extract::{Json, id};
 use super::listener::Peer;
 use super::problem::{Answer, Failure, no_such_method, no_such_path};
 use super::range::{Wanted, wanted};
+use super::renew;
 use crate::app::App;
-use crate::ca::{self, CaError, CheckedRequest};
+use crate::auth::device::{Known, admit as admit_device};
+use crate::ca::{CaError, CheckedRequest};
 use crate::metrics::one;
 use crate::store::Enrolment;
 use crate::{clock, secret};
@@ -36,8 +41,11 @@ const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route(ENROLL_PATH, post(enroll))
+        .route(RENEW_PATH, post(renew::renew))
+        .route(FLEET_CA_PATH, get(renew::fleet_ca))
         .route("/tuf/{name}", get(metadata))
         .route("/blobs/sha256/{digest}", get(blob))
+        .route("/targets/{*path}", get(super::targets::target))
         .route(&format!("{}/{{old}}/{{new}}", plimsoll_protocol::delta::PATH), get(super::delta::delta))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -83,7 +91,7 @@ async fn admit(app: &App, request: EnrollRequest) -> Answer<EnrollResponse> {
         other => Failure::internal(&other),
     };
     let checked = CheckedRequest::parse(identity.clone(), &request.csr_pem).map_err(refused)?;
-    let issued = app.ca.issue(&checked, now).map_err(refused)?;
+    let issued = app.ca.issue(checked.identity(), checked.public_key(), now).map_err(refused)?;
     let record = app
         .store
         .enrol(Enrolment {
@@ -94,6 +102,7 @@ async fn admit(app: &App, request: EnrollRequest) -> Answer<EnrollResponse> {
             arch: request.arch,
             labels: request.labels,
             certificate_until_ms: issued.until_ms,
+            issuer: issued.issuer,
             now_ms: now,
         })
         .await?;
@@ -103,7 +112,7 @@ async fn admit(app: &App, request: EnrollRequest) -> Answer<EnrollResponse> {
     Ok(EnrollResponse {
         identity,
         certificate_pem: issued.chain_pem,
-        ca_pem: app.ca.pem().to_owned(),
+        ca_pem: app.ca.bundle(),
         tuf_root,
         mqtt: format!("{}:{}", app.public_host, addresses.mqtt.port()),
         https: format!("https://{}:{}", app.public_host, addresses.https.port()),
@@ -146,28 +155,14 @@ async fn metadata(State(app): State<Arc<App>>, Path(name): Path<String>) -> Answ
     response.map_err(|e| Failure::internal(&e))
 }
 
-/// A registered device that is not revoked.
-pub(super) fn authorise(app: &App, peer: &Peer) -> Answer<DeviceId> {
-    let refuse = |what: &str| {
-        Err(Failure::new(
-            StatusCode::UNAUTHORIZED,
-            "no-certificate",
-            format!("{what}: `plimsoll-agent enroll` first"),
-        ))
-    };
-    let Some(certificate) = &peer.certificate else {
-        return refuse("blobs are for devices with a client certificate");
-    };
-    let who = certificate.identity();
-    let Some(key) = ca::key_of(certificate.der()) else {
-        return refuse("the client certificate cannot be read");
-    };
-    if who.tenant != app.tenant || !app.fleet.admits(&who.device, &key) {
-        return Err(Failure::forbidden(format!(
-            "device {who} is not registered with this key, or is revoked"
-        )));
-    }
-    Ok(who.device.clone())
+/// A device that is let in.
+pub(super) fn authorise(app: &App, peer: &Peer) -> Answer<Known> {
+    let certificate = peer.certificate.as_ref().ok_or_else(|| {
+        let detail = "blobs are for devices with a client certificate: `plimsoll-agent enroll` first";
+        Failure::new(StatusCode::UNAUTHORIZED, "no-certificate", detail)
+    })?;
+    admit_device(&app.fleet, &app.tenant, certificate, clock::now_ms())
+        .map_err(|barred| Failure::new(StatusCode::FORBIDDEN, barred.kind(), barred.to_string()))
 }
 
 async fn blob(

@@ -48,6 +48,29 @@ pub struct Peer {
 pub type Handover =
     Arc<dyn Fn(tokio_rustls::server::TlsStream<TcpStream>, DeviceCertificate, SocketAddr) + Send + Sync>;
 
+/// Asks whether a device's open connection may go on: when `changes` does, `holds` is asked.
+#[derive(Clone)]
+pub struct Standing {
+    /// Rises when a device is kept out.
+    pub changes: watch::Receiver<u64>,
+    /// The answer.
+    pub holds: Arc<dyn Fn(&DeviceCertificate) -> bool + Send + Sync>,
+}
+
+impl Standing {
+    /// Returns when this device is kept out; never without a certificate.
+    async fn lost(this: Option<Self>, certificate: Option<DeviceCertificate>) {
+        if let (Some(mut this), Some(certificate)) = (this, certificate) {
+            while this.changes.changed().await.is_ok() {
+                if !(this.holds)(&certificate) {
+                    return;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 /// A listener to be served.
 pub struct Listener {
     /// Bound.
@@ -56,13 +79,15 @@ pub struct Listener {
     pub tls: Option<Arc<ServerConfig>>,
     /// Who takes connections with ALPN `mqtt`.
     pub mqtt: Option<Handover>,
+    /// For connections of devices.
+    pub standing: Option<Standing>,
     /// What answers.
     pub router: Router,
 }
 
 /// Serves until `stopping` turns true, then lets open requests finish.
 pub async fn serve(listener: Listener, mut stopping: watch::Receiver<bool>) {
-    let Listener { socket, tls, mqtt, router } = listener;
+    let Listener { socket, tls, mqtt, standing, router } = listener;
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
@@ -82,6 +107,7 @@ pub async fn serve(listener: Listener, mut stopping: watch::Receiver<bool>) {
             }
         };
         let (tls, mqtt, router, stopping) = (tls.clone(), mqtt.clone(), router.clone(), stopping.clone());
+        let standing = standing.clone();
         tokio::spawn(async move {
             // Small answers should not wait for more; a socket that refuses this is about to fail anyway.
             let _ = stream.set_nodelay(true);
@@ -103,7 +129,12 @@ pub async fn serve(listener: Listener, mut stopping: watch::Receiver<bool>) {
                         (true, Some(handover), Some(certificate)) => handover(stream, certificate, address),
                         (true, ..) => {}
                         (false, _, certificate) => {
-                            connection(stream, Peer { address, certificate }, router, stopping).await;
+                            let lost = Standing::lost(standing, certificate.clone());
+                            let served = connection(stream, Peer { address, certificate }, router, stopping);
+                            tokio::select! {
+                                () = served => {}
+                                () = lost => tracing::info!(peer.address = %address, "a device was put out"),
+                            }
                         }
                     }
                 }

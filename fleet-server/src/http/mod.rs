@@ -8,3 +8,5 @@ pub mod listener;
 pub mod operator;
 mod problem;
 mod range;
+mod renew;
+mod targets;

@@ -67,6 +67,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::JoinToken { .. } => Self::forbidden(error.to_string()),
+            StoreError::DeviceRevoked(_) => Self::forbidden(error.to_string()),
             StoreError::DeviceTaken(_) => Self::conflict("device-taken", error.to_string()),
             StoreError::Conflict(_) => Self::conflict("conflict", error.to_string()),
             StoreError::NotFound(_) => Self::not_found(error.to_string()),

@@ -19,10 +19,11 @@ use plimsoll_protocol::{DeviceId, DeviceIdentity, Digest, TenantId, UnixMillis};
 use tokio::sync::mpsc;
 
 use crate::app::App;
+use crate::auth::device::admit;
 use crate::gateway::{CommitError, DeviceCertificate, Handler, Inbound, Notice};
 use crate::metrics::one;
 use crate::store::{Change, Outcome, ReportBody, ReportWrite};
-use crate::{ca, clock, outputs};
+use crate::{clock, outputs};
 
 use self::parse::{Parsed, Poison};
 use self::ranges::Committed;
@@ -185,9 +186,7 @@ impl Handler for Ingest {
     }
 
     fn is_allowed(&self, certificate: &DeviceCertificate) -> bool {
-        let who = certificate.identity();
-        let key = ca::key_of(certificate.der());
-        who.tenant == self.app.tenant && key.is_some_and(|key| self.app.fleet.admits(&who.device, &key))
+        admit(&self.app.fleet, &self.app.tenant, certificate, clock::now_ms()).is_ok()
     }
 
     fn watcher(&self, token: &str) -> Option<TenantId> {

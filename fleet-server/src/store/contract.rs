@@ -23,6 +23,9 @@ pub fn join_token(id: &str, uses: u32) -> JoinTokenRecord {
         uses_left: uses,
         expires_ms: 1_000,
         labels,
+        uses,
+        revoked: false,
+        names: None,
     }
 }
 
@@ -35,6 +38,7 @@ pub fn enrolment(name: &str, key: &[u8]) -> Enrolment {
         arch: "x86_64".into(),
         labels: BTreeMap::new(),
         certificate_until_ms: 5_000,
+        issuer: Digest::of(b"ca"),
         now_ms: 500,
     }
 }
@@ -109,8 +113,56 @@ pub async fn a_revoked_device_cannot_enrol_again_under_its_name(store: &dyn Stor
     store.add_join_token(join_token("t1", 9)).await.unwrap();
     store.enrol(enrolment("a", b"a")).await.unwrap();
     assert!(store.set_revoked(&device("a"), true).await.unwrap().revoked);
-    assert!(matches!(store.enrol(enrolment("a", b"a")).await, Err(StoreError::DeviceTaken(_))));
+    for key in [b"a", b"b"] {
+        assert!(matches!(store.enrol(enrolment("a", key)).await, Err(StoreError::DeviceRevoked(_))));
+    }
     assert!(matches!(store.set_revoked(&device("nobody"), true).await, Err(StoreError::NotFound(_))));
+}
+
+pub async fn a_readmitted_device_keeps_its_key_unless_a_new_one_is_let_in(store: &dyn Store) {
+    store.add_join_token(join_token("t1", 2)).await.unwrap();
+    store.enrol(enrolment("a", b"a")).await.unwrap();
+    store.set_revoked(&device("a"), true).await.unwrap();
+    assert!(!store.set_revoked(&device("a"), false).await.unwrap().revoked);
+    assert!(matches!(store.enrol(enrolment("a", b"b")).await, Err(StoreError::DeviceTaken(_))));
+    let open = store.allow_new_key(&device("a")).await.unwrap();
+    assert!(open.revoked, "until the new key comes nobody holds the name");
+    assert!(matches!(store.enrol(enrolment("a", b"a")).await, Err(StoreError::DeviceRevoked(_))));
+    let new = store.enrol(enrolment("a", b"b")).await.unwrap();
+    assert_eq!((new.key, new.revoked, new.rekey), (Digest::of(b"b"), false, false));
+    assert_eq!(store.join_tokens().await.unwrap()[0].uses_left, 0, "another key is another use");
+    assert!(matches!(store.enrol(enrolment("a", b"c")).await, Err(StoreError::DeviceTaken(_))));
+}
+
+pub async fn a_renewal_is_for_the_registered_key_of_a_device_that_is_let_in(store: &dyn Store) {
+    store.add_join_token(join_token("t1", 2)).await.unwrap();
+    store.enrol(enrolment("a", b"a")).await.unwrap();
+    let renewal = |name: &str, key: &[u8]| Renewal {
+        device: device(name),
+        key: Digest::of(key),
+        certificate_until_ms: 9_000,
+        issuer: Digest::of(b"other ca"),
+    };
+    assert!(matches!(store.renew(renewal("a", b"b")).await, Err(StoreError::DeviceTaken(_))));
+    assert!(matches!(store.renew(renewal("b", b"a")).await, Err(StoreError::NotFound(_))));
+    let renewed = store.renew(renewal("a", b"a")).await.unwrap();
+    assert_eq!((renewed.certificate_until_ms, renewed.enrolled_ms), (9_000, 500));
+    assert_eq!(renewed.issuer, Some(Digest::of(b"other ca")));
+    store.set_revoked(&device("a"), true).await.unwrap();
+    assert!(matches!(store.renew(renewal("a", b"a")).await, Err(StoreError::DeviceRevoked(_))));
+}
+
+pub async fn a_join_token_is_for_its_names_until_it_is_revoked(store: &dyn Store) {
+    let token = JoinTokenRecord { names: Some("cam-*".into()), ..join_token("t1", 9) };
+    store.add_join_token(token).await.unwrap();
+    store.enrol(enrolment("cam-1", b"a")).await.unwrap();
+    let other = store.enrol(enrolment("meter-1", b"b")).await.unwrap_err();
+    assert!(matches!(other, StoreError::JoinToken { fault: TokenFault::Names, .. }), "{other}");
+    assert!(store.revoke_join_token("t1").await.unwrap().revoked);
+    let late = store.enrol(enrolment("cam-2", b"c")).await.unwrap_err();
+    assert!(matches!(late, StoreError::JoinToken { fault: TokenFault::Revoked, .. }), "{late}");
+    assert_eq!(store.devices().await.unwrap().len(), 1);
+    assert!(matches!(store.revoke_join_token("t2").await, Err(StoreError::NotFound(_))));
 }
 
 pub async fn a_report_is_counted_once(store: &dyn Store) {
@@ -274,6 +326,9 @@ mod embedded {
         a_join_token_lets_in_as_many_devices_as_it_says,
         an_enrolment_that_is_refused_leaves_nothing,
         a_revoked_device_cannot_enrol_again_under_its_name,
+        a_readmitted_device_keeps_its_key_unless_a_new_one_is_let_in,
+        a_renewal_is_for_the_registered_key_of_a_device_that_is_let_in,
+        a_join_token_is_for_its_names_until_it_is_revoked,
         a_report_is_counted_once,
         an_older_job_report_does_not_win,
         a_stale_will_does_not_put_a_device_offline,

@@ -13,6 +13,10 @@ pub enum TokenFault {
     Expired,
     /// All its uses are spent.
     UsedUp,
+    /// An operator took it back.
+    Revoked,
+    /// It is for other names.
+    Names,
 }
 
 impl std::fmt::Display for TokenFault {
@@ -21,6 +25,8 @@ impl std::fmt::Display for TokenFault {
             Self::Unknown => "is unknown",
             Self::Expired => "has expired",
             Self::UsedUp => "has been used as often as it may be",
+            Self::Revoked => "was revoked",
+            Self::Names => "is for devices of other names",
         })
     }
 }
@@ -52,8 +58,14 @@ pub enum StoreError {
         fault: TokenFault,
     },
     /// The name belongs to another key.
-    #[error("device {0} is enrolled with another key: choose another name, or revoke it first")]
+    #[error(
+        "device {0} is enrolled with another key: choose another name, or let the new key in with `plimsoll device \
+         readmit {0} --new-key`"
+    )]
     DeviceTaken(DeviceId),
+    /// The device is kept out.
+    #[error("device {0} is revoked: an operator lets it in again with `plimsoll device readmit {0}`")]
+    DeviceRevoked(DeviceId),
     /// Somebody else changed it in between.
     #[error("{0} changed meanwhile: read it again and repeat")]
     Conflict(String),

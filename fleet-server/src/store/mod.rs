@@ -37,8 +37,12 @@ pub trait Devices {
     fn devices(&self) -> Reply<'_, Vec<DeviceRecord>>;
     /// One device.
     fn device(&self, device: &DeviceId) -> Reply<'_, Option<DeviceRecord>>;
-    /// Lets a device in or keeps it out.
+    /// Lets a device in or keeps it out. Keeping it out ends a permission to bring another key.
     fn set_revoked(&self, device: &DeviceId, revoked: bool) -> Reply<'_, DeviceRecord>;
+    /// Lets the next enrolment under this name bring another key; the key registered stays out.
+    fn allow_new_key(&self, device: &DeviceId) -> Reply<'_, DeviceRecord>;
+    /// Notes the next certificate of a device that is registered with this key and not revoked.
+    fn renew(&self, renewal: Renewal) -> Reply<'_, DeviceRecord>;
     /// Desired documents of all devices that have one.
     fn all_desired(&self) -> Reply<'_, Vec<(DeviceId, Desired)>>;
     /// Last known state of all devices that ever connected.
@@ -59,6 +63,8 @@ pub trait Tokens {
     fn add_join_token(&self, token: JoinTokenRecord) -> Reply<'_, ()>;
     /// All join tokens.
     fn join_tokens(&self) -> Reply<'_, Vec<JoinTokenRecord>>;
+    /// Takes a join token back: nobody enrols with it any more. Those who did stay.
+    fn revoke_join_token(&self, id: &str) -> Reply<'_, JoinTokenRecord>;
 }
 
 /// The trust repository's index and what is published in it. The documents themselves are blobs.

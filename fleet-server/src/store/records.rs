@@ -26,6 +26,12 @@ pub struct DeviceRecord {
     pub labels: BTreeMap<String, String>,
     /// Kept out.
     pub revoked: bool,
+    /// The next enrolment under this name may bring another key.
+    #[serde(default)]
+    pub rekey: bool,
+    /// SHA-256 of the authority that signed its newest certificate; unknown in records of before.
+    #[serde(default)]
+    pub issuer: Option<Digest>,
 }
 
 /// What [`super::Devices::enrol`] decides on.
@@ -45,8 +51,23 @@ pub struct Enrolment {
     pub labels: BTreeMap<String, String>,
     /// End of the certificate that is ready for it.
     pub certificate_until_ms: UnixMillis,
+    /// The authority that signed it.
+    pub issuer: Digest,
     /// Server time.
     pub now_ms: UnixMillis,
+}
+
+/// What [`super::Devices::renew`] notes.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// Who.
+    pub device: DeviceId,
+    /// SHA-256 of the public key that its certificate carries.
+    pub key: Digest,
+    /// End of the next certificate.
+    pub certificate_until_ms: UnixMillis,
+    /// The authority that signed it.
+    pub issuer: Digest,
 }
 
 /// An API token.
@@ -77,6 +98,26 @@ pub struct JoinTokenRecord {
     pub expires_ms: UnixMillis,
     /// Labels for every device that enrols with it.
     pub labels: BTreeMap<String, String>,
+    /// Devices that it was made for; 0 in records of before.
+    #[serde(default)]
+    pub uses: u32,
+    /// Taken back.
+    #[serde(default)]
+    pub revoked: bool,
+    /// Names that it is for, with one `*` at the end; `None` for every name.
+    #[serde(default)]
+    pub names: Option<String>,
+}
+
+impl JoinTokenRecord {
+    /// Whether a device of this name may enrol with it.
+    pub fn is_for(&self, device: &DeviceId) -> bool {
+        let Some(names) = &self.names else { return true };
+        match names.strip_suffix('*') {
+            Some(start) => device.as_str().starts_with(start),
+            None => device.as_str() == names,
+        }
+    }
 }
 
 /// A document of the trust repository, kept as a blob.
@@ -100,6 +141,32 @@ pub struct TrustIndex {
     /// Files of the fleet that it lists, by path.
     #[serde(default)]
     pub fleet_files: BTreeMap<String, TrustDoc>,
+    /// Bundles that it listed once and no longer does.
+    #[serde(default)]
+    pub revoked: Vec<RevokedRecord>,
+    /// Changes that wait for signatures, by name.
+    #[serde(default)]
+    pub proposals: BTreeMap<String, TrustDoc>,
+}
+
+/// A version whose signature was withdrawn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedRecord {
+    /// Model.
+    pub model: ModelName,
+    /// Version.
+    pub version: semver::Version,
+    /// Of its `bundle.json`.
+    pub digest: Digest,
+    /// Server time at which the metadata without it was accepted.
+    pub at_ms: UnixMillis,
+}
+
+impl RevokedRecord {
+    /// A published version that no longer is.
+    pub fn of(bundle: &BundleRecord, at_ms: UnixMillis) -> Self {
+        Self { model: bundle.model.clone(), version: bundle.version.clone(), digest: bundle.digest, at_ms }
+    }
 }
 
 /// A published version of a model.

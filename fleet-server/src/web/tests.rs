@@ -65,6 +65,7 @@ fn device(name: &str, version: &str, phase: JobPhase) -> DeviceInfo {
         device: name.parse().unwrap(),
         online: true,
         revoked: false,
+        certificate_until_ms: 0,
         last_seen_ms: Some(NOW - 4_000),
         labels: [("site".to_owned(), "lyon".to_owned()), ("rev".to_owned(), "b".to_owned())].into(),
         birth: Some(Birth {
@@ -88,6 +89,7 @@ fn device(name: &str, version: &str, phase: JobPhase) -> DeviceInfo {
             outbox_entries: 0,
             outbox_dropped: 0,
             serve_restarts: 0,
+            trust_expired: false,
             models: vec![served],
         }),
         running: vec![running(version, phase != JobPhase::Probation)],

@@ -96,7 +96,12 @@ impl Rig {
     }
 
     pub async fn join_token(&self, uses: u32, minutes: u32) -> JoinToken {
-        let new = NewJoinToken { uses, minutes, labels: BTreeMap::from([("site".into(), "lyon".into())]) };
+        let new = NewJoinToken {
+            uses,
+            minutes,
+            labels: BTreeMap::from([("site".into(), "lyon".into())]),
+            names: None,
+        };
         let answer = self.post("/join-tokens", serde_json::to_value(new).unwrap()).await;
         let made: TokenCreated = answer.json().await.unwrap();
         made.token.parse().unwrap()

@@ -1,5 +1,7 @@
 //! The operators' HTTP API, `/api/v1`: what `plimsoll` and the web page speak with the server.
 
+mod access;
+mod command;
 mod drift;
 mod trust;
 
@@ -11,8 +13,10 @@ use crate::ids::RolloutId;
 use crate::wire::v1::{Birth, Health, JobPhase, RunningModel, Severity};
 use crate::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 
+pub use access::{CaCertificate, CaInfo, JoinTokenInfo, Readmit};
+pub use command::CommandSent;
 pub use drift::{DriftAlarm, DriftInfo, FeatureDrift};
-pub use trust::{NewOnlineKeys, Proposal, TrustState, TrustUpload};
+pub use trust::{Freshness, NewFreshness, NewOnlineKeys, Proposal, TrustState, TrustUpload};
 
 /// Error body, RFC 9457 (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +78,9 @@ pub struct NewJoinToken {
     /// Labels that every device enrolled with it carries.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Names that may enrol with it, with one `*` at the end: `cam-*`. Without it every name may.
+    #[serde(default)]
+    pub names: Option<String>,
 }
 
 /// `GET /server`.
@@ -121,6 +128,9 @@ pub struct DeviceInfo {
     pub online: bool,
     /// Whether it may connect at all.
     pub revoked: bool,
+    /// End of its newest certificate.
+    #[serde(default)]
+    pub certificate_until_ms: UnixMillis,
     /// Server time of its last message.
     pub last_seen_ms: Option<UnixMillis>,
     /// Labels: of the join token, overlaid by the device's own.

@@ -1,9 +1,12 @@
 //! What people and programs call: `/api/v1` with tokens, the page, `/metrics`, `/healthz`.
 
 mod access;
+mod authorities;
+mod command;
 mod devices;
 mod drift;
 mod events;
+mod export;
 mod page;
 mod publish;
 mod rollouts;
@@ -30,15 +33,29 @@ pub fn router(app: Arc<App>) -> Router {
     let api = Router::new()
         .route("/server", get(server))
         .route("/tokens", post(tokens::create))
-        .route("/join-tokens", post(tokens::create_join))
+        .route("/join-tokens", get(tokens::list_join).post(tokens::create_join))
+        .route("/join-tokens/{id}/revoke", post(tokens::revoke_join))
+        .route("/ca", get(authorities::show))
+        .route("/ca/prepare", post(authorities::prepare))
+        .route("/ca/switch", post(authorities::switch))
         .route("/trust", get(publish::trust))
         .route("/trust/metadata", put(publish::metadata))
-        .route("/blobs/sha256/{digest}", put(publish::blob).layer(DefaultBodyLimit::disable()))
+        .route("/trust/documents/{name}", get(publish::document))
+        .route("/trust/online-keys", post(publish::online_keys))
+        .route("/trust/freshness", post(export::freshness))
+        .route("/trust/proposals", get(publish::proposals))
+        .route("/trust/proposals/{id}", put(publish::propose).delete(publish::drop_proposal))
+        .route(
+            "/blobs/sha256/{digest}",
+            put(publish::blob).layer(DefaultBodyLimit::disable()).get(publish::read_blob),
+        )
         .route("/models", get(publish::models))
         .route("/devices", get(devices::list))
         .route("/devices/{device}", get(devices::show))
         .route("/devices/{device}/drift", get(drift::show))
+        .route("/devices/{device}/commands", post(command::send))
         .route("/devices/{device}/revoke", post(devices::revoke))
+        .route("/devices/{device}/readmit", post(devices::readmit))
         .route("/rollouts", get(rollouts::list).post(rollouts::start))
         .route("/rollouts/{id}", get(rollouts::show))
         .route("/rollouts/{id}/{action}", post(rollouts::act))
@@ -78,7 +95,7 @@ fn server_info(app: &App) -> Answer<ServerInfo> {
         device_https: format!("https://{}:{}", app.public_host, addresses.https.port()),
         device_mqtt: format!("{}:{}", app.public_host, addresses.mqtt.port()),
         dashboard_mqtt: addresses.dashboard.to_string(),
-        ca: app.ca.fingerprint(),
+        ca: app.ca.issuing().fingerprint(),
     })
 }
 

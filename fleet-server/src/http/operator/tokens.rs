@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use plimsoll_protocol::api::{NewJoinToken, NewToken, Role, TokenCreated};
+use axum::extract::{Path, State};
+use plimsoll_protocol::DeviceId;
+use plimsoll_protocol::api::{JoinTokenInfo, NewJoinToken, NewToken, Role, TokenCreated};
 use plimsoll_protocol::wire::v1::JoinToken;
 
 use super::access::need;
@@ -47,6 +48,10 @@ pub async fn create_join(
         let detail = format!("a join token has 1 to {MAX_USES} uses and 1 to {MAX_MINUTES} minutes");
         return Err(Failure::bad("bad-token", detail));
     }
+    if let Some(names) = new.names.as_deref().filter(|n| !is_pattern(n)) {
+        let detail = format!("{names:?} names no devices: a name, or the start of names and one * (cam-*)");
+        return Err(Failure::bad("bad-token", detail));
+    }
     let (id, secret) = auth::random_pair().map_err(|e| Failure::internal(&e))?;
     let expires_ms = clock::now_ms() + i64::from(new.minutes) * 60_000;
     app.store
@@ -56,10 +61,48 @@ pub async fn create_join(
             uses_left: new.uses,
             expires_ms,
             labels: new.labels,
+            uses: new.uses,
+            revoked: false,
+            names: new.names,
         })
         .await?;
     let detail = format!("{} uses, {} minutes", new.uses, new.minutes);
     app.audit(&caller.id, "join-token.create", id.clone(), detail).await?;
-    let token = JoinToken { id: id.clone(), secret, ca: app.ca.fingerprint() };
+    let token = JoinToken { id: id.clone(), secret, ca: app.ca.issuing().fingerprint() };
     Ok(axum::Json(TokenCreated { id, token: token.reveal(), expires_ms }))
+}
+
+/// `GET /join-tokens`: all that were made, the ones that ended too.
+pub async fn list_join(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Answer<axum::Json<Vec<JoinTokenInfo>>> {
+    need(&caller, Role::Operator)?;
+    let mut tokens: Vec<_> = app.store.join_tokens().await?.into_iter().map(info).collect();
+    tokens.sort_by_key(|t| t.expires_ms);
+    Ok(axum::Json(tokens))
+}
+
+/// `POST /join-tokens/{id}/revoke`: nobody enrols with it any more; those who did stay.
+pub async fn revoke_join(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Answer<axum::Json<JoinTokenInfo>> {
+    need(&caller, Role::Operator)?;
+    let token = info(app.store.revoke_join_token(&id).await?);
+    app.audit(&caller.id, "join-token.revoke", id, String::new()).await?;
+    Ok(axum::Json(token))
+}
+
+fn info(token: JoinTokenRecord) -> JoinTokenInfo {
+    let JoinTokenRecord { id, uses_left, expires_ms, labels, uses, revoked, names, secret: _ } = token;
+    // Tokens of before did not keep how many uses they had.
+    JoinTokenInfo { id, uses: uses.max(uses_left), uses_left, expires_ms, revoked, labels, names }
+}
+
+/// A device's name, or the start of one and a star.
+fn is_pattern(names: &str) -> bool {
+    let start = names.strip_suffix('*').unwrap_or(names);
+    DeviceId::new(start).is_ok() || names == "*"
 }

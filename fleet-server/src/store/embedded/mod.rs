@@ -38,9 +38,10 @@ mod tests;
 use self::durable::{Durable, Txn};
 use super::{
     AuditRecord, BundleRecord, DeviceRecord, Devices, DriftRecord, Enrolment, EventRecord, JobRecord,
-    JoinTokenRecord, Journal, NewAudit, NewEvent, Outcome, PlanWrite, Reply, ReportWrite, Reports, Rollouts,
-    StateRecord, StoreError, TokenFault, TokenRecord, Tokens, Trust, TrustIndex,
+    JoinTokenRecord, Journal, NewAudit, NewEvent, Outcome, PlanWrite, Renewal, Reply, ReportWrite, Reports,
+    Rollouts, StateRecord, StoreError, TokenFault, TokenRecord, Tokens, Trust, TrustIndex,
 };
+use crate::secret;
 
 /// Events kept: at ~300 bytes each 30 MB, about 30 days of a fleet of 1,000 devices with three events a day each.
 const EVENTS_KEPT: u64 = 100_000;
@@ -80,6 +81,24 @@ impl Embedded {
     }
 }
 
+impl Embedded {
+    fn change_device(
+        &self,
+        device: &DeviceId,
+        change: impl FnOnce(&mut DeviceRecord) -> Result<(), StoreError> + Send + 'static,
+    ) -> Reply<'_, DeviceRecord> {
+        let device = device.clone();
+        self.kv.transact(move |txn| {
+            let key = format!("device/{device}");
+            let known: Option<DeviceRecord> = txn.get(&key)?;
+            let mut record = known.ok_or_else(|| StoreError::NotFound(format!("device {device}")))?;
+            change(&mut record)?;
+            txn.put(key, &record)?;
+            Ok(record)
+        })
+    }
+}
+
 /// The next number of a kind, from 1.
 fn next_number(txn: &mut Txn<'_>, kind: &str) -> Result<u64, StoreError> {
     let key = format!("next/{kind}");
@@ -104,20 +123,32 @@ impl Devices for Embedded {
             let fault = |fault| StoreError::JoinToken { id: new.token_id.clone(), fault };
             let token_key = format!("join/{}", new.token_id);
             let mut token: JoinTokenRecord = txn.get(&token_key)?.ok_or(fault(TokenFault::Unknown))?;
-            if token.secret != new.secret {
+            if !secret::same(&token.secret, &new.secret) {
                 return Err(fault(TokenFault::Unknown));
             }
-            let key = format!("device/{}", new.device);
-            let known: Option<DeviceRecord> = txn.get(&key)?;
-            if let Some(known) = &known
-                && (known.key != new.key || known.revoked)
-            {
-                return Err(StoreError::DeviceTaken(new.device));
+            // Before anything about the device: who holds a token that ended learns nothing of the fleet.
+            if token.revoked {
+                return Err(fault(TokenFault::Revoked));
             }
             if token.expires_ms <= new.now_ms {
                 return Err(fault(TokenFault::Expired));
             }
-            if known.is_none() {
+            if !token.is_for(&new.device) {
+                return Err(fault(TokenFault::Names));
+            }
+            let key = format!("device/{}", new.device);
+            let known: Option<DeviceRecord> = txn.get(&key)?;
+            let replaced = known.as_ref().is_some_and(|k| k.rekey && k.key != new.key);
+            match &known {
+                Some(known) if known.revoked && !replaced => {
+                    return Err(StoreError::DeviceRevoked(new.device));
+                }
+                Some(known) if known.key != new.key && !replaced => {
+                    return Err(StoreError::DeviceTaken(new.device));
+                }
+                _ => {}
+            }
+            if known.is_none() || replaced {
                 token.uses_left = token.uses_left.checked_sub(1).ok_or(fault(TokenFault::UsedUp))?;
                 txn.put(token_key, &token)?;
             }
@@ -131,9 +162,33 @@ impl Devices for Embedded {
                 arch: new.arch,
                 labels,
                 revoked: false,
+                rekey: false,
+                issuer: Some(new.issuer),
             };
             txn.put(key, &record)?;
             Ok(record)
+        })
+    }
+
+    fn renew(&self, new: Renewal) -> Reply<'_, DeviceRecord> {
+        self.change_device(&new.device.clone(), move |record| {
+            if record.revoked {
+                return Err(StoreError::DeviceRevoked(new.device));
+            }
+            if record.key != new.key {
+                return Err(StoreError::DeviceTaken(new.device));
+            }
+            record.certificate_until_ms = new.certificate_until_ms;
+            record.issuer = Some(new.issuer);
+            Ok(())
+        })
+    }
+
+    fn allow_new_key(&self, device: &DeviceId) -> Reply<'_, DeviceRecord> {
+        self.change_device(device, |record| {
+            record.revoked = true;
+            record.rekey = true;
+            Ok(())
         })
     }
 
@@ -146,14 +201,10 @@ impl Devices for Embedded {
     }
 
     fn set_revoked(&self, device: &DeviceId, revoked: bool) -> Reply<'_, DeviceRecord> {
-        let device = device.clone();
-        self.kv.transact(move |txn| {
-            let key = format!("device/{device}");
-            let known: Option<DeviceRecord> = txn.get(&key)?;
-            let mut record = known.ok_or_else(|| StoreError::NotFound(format!("device {device}")))?;
+        self.change_device(device, move |record| {
             record.revoked = revoked;
-            txn.put(key, &record)?;
-            Ok(record)
+            record.rekey = false;
+            Ok(())
         })
     }
 
@@ -189,6 +240,18 @@ impl Tokens for Embedded {
 
     fn join_tokens(&self) -> Reply<'_, Vec<JoinTokenRecord>> {
         self.all("join/")
+    }
+
+    fn revoke_join_token(&self, id: &str) -> Reply<'_, JoinTokenRecord> {
+        let id = id.to_owned();
+        self.kv.transact(move |txn| {
+            let key = format!("join/{id}");
+            let known: Option<JoinTokenRecord> = txn.get(&key)?;
+            let mut token = known.ok_or_else(|| StoreError::NotFound(format!("join token {id}")))?;
+            token.revoked = true;
+            txn.put(key, &token)?;
+            Ok(token)
+        })
     }
 }
 

@@ -1,4 +1,10 @@
-//! Enrolment: how a device gets its certificate. Over HTTPS, the only device call without a client certificate.
+//! Enrolment and renewal: how a device gets its certificate, and the next one. Over HTTPS.
+//!
+//! Enrolment is the one call without a client certificate; renewal is the one call that takes an expired one. A
+//! renewal has no body: the TLS handshake proves that the device has the private key, the registry knows that key,
+//! and the certificate is issued for it again. The key stays the same on purpose. A new key would have to become the
+//! registered one on two machines in one instant, and a power cut between the two would cost a visit; whoever wants
+//! another key enrols again (`plimsoll device readmit --new-key`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +16,11 @@ use crate::{DeviceId, DeviceIdentity, Digest};
 
 /// Path of the call.
 pub const ENROLL_PATH: &str = "/v1/enroll";
+/// Path of the renewal, `POST` without a body.
+pub const RENEW_PATH: &str = "/v1/renew";
+/// Path of the fleet's authorities as a file. Public: the signed metadata name its digest, and a device that does
+/// not know the server's authority yet has nothing to show.
+pub const FLEET_CA_PATH: &str = "/fleet/ca.pem";
 
 /// A join token: which server to believe (the fingerprint of its CA certificate) and the right to enrol there.
 /// Text form: `plj1.<id>.<secret>.<sha256 of the CA certificate's DER>`. The secret is never logged or shown.
@@ -96,6 +107,14 @@ pub struct EnrollResponse {
     pub mqtt: String,
     /// `https://host:port` of everything else a device calls.
     pub https: String,
+}
+
+/// What a device gets for its renewal. The authorities that it trusts do not come this way: they are signed by the
+/// fleet's owner, and a server cannot name others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewResponse {
+    /// PEM: its certificate, then the CA's.
+    pub certificate_pem: String,
 }
 
 #[cfg(test)]
