@@ -1,0 +1,41 @@
+//! Freshness that lasts as long as a journey: for a bundle that goes to devices without a network.
+//!
+//! A timestamp lives a day, so that nobody can hold a device on old metadata for longer. One that lives a month is a
+//! month in which its holder can do that, to any device that has not seen a newer one. Hence three rules. It is
+//! signed for one export, when somebody asks for it, and the repository itself never serves it. It takes a version
+//! number of its own, and the repository goes on with the next: a device that was reached by the file and later by
+//! the network finds the network newer, never the same number with other contents. And it lives no longer than the
+//! role of a model, whose end bounds such a hold already.
+
+use super::super::TrustError;
+use super::publish::{Change, Repository};
+use super::{Online, ROLE_LIFETIME_S};
+use crate::UnixSeconds;
+
+/// Longest freshness of an export.
+pub const MAX_EXPORT_LIFETIME_S: i64 = ROLE_LIFETIME_S;
+
+impl Repository {
+    /// Signs snapshot and timestamp for `lifetime_s` seconds, by the names that they are fetched by; and the change
+    /// that takes the repository past them, which is to be published before they are given away.
+    pub fn export(
+        &self,
+        online: &Online,
+        now: UnixSeconds,
+        lifetime_s: i64,
+    ) -> Result<(Vec<(String, Vec<u8>)>, Change), TrustError> {
+        if !(1..=MAX_EXPORT_LIFETIME_S).contains(&lifetime_s) {
+            let most = MAX_EXPORT_LIFETIME_S / super::DAY_S;
+            return Err(TrustError::Upload(format!(
+                "an export is valid for 1 second to {most} days, not {lifetime_s} seconds: its holder can keep a \
+                 device that has not seen anything newer on it for that long"
+            )));
+        }
+        self.check_keys(online)?;
+        let mut next = self.clone();
+        let exported = next.sign_for(online, now, true, (lifetime_s, lifetime_s))?;
+        let documents = next.sign_current(online, now, true)?;
+        let listed = next.listed()?;
+        Ok((exported, Change { repository: next, documents, listed, removed: Vec::new() }))
+    }
+}
