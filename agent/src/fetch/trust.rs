@@ -4,12 +4,14 @@
 //! cut leaves a prefix of a good refresh. What is refused never reaches the disk.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use plimsoll_protocol::bundle::{MAX_MANIFEST_BYTES, Manifest, target_path};
 use plimsoll_protocol::trust::{
     Client, Response, Schemes, Step, Store, TrustError, TrustedDocs, Verified, VerifiedTarget,
 };
 use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{FetchError, HttpSource};
 use crate::files::{self, PUBLIC};
@@ -43,6 +45,8 @@ impl Documents for HttpSource {
 #[derive(Debug, Clone)]
 pub struct Trust {
     dir: PathBuf,
+    /// Held by the view in use: two at a time could put an older document over a newer one.
+    turn: Arc<Mutex<()>>,
 }
 
 /// A refreshed view, good for look-ups until the next refresh.
@@ -50,19 +54,21 @@ pub struct Trust {
 pub struct Refresh {
     client: Client,
     dir: PathBuf,
+    _turn: OwnedMutexGuard<()>,
 }
 
 impl Trust {
     /// `state/tuf`.
     pub fn new(state: &Path) -> Self {
-        Self { dir: state.join("tuf") }
+        Self { dir: state.join("tuf"), turn: Arc::default() }
     }
 
     /// Brings the metadata up to date. Ends with fresh timestamp, snapshot and targets, or with an error that names
-    /// the document; what was trusted before stays.
+    /// the document; what was trusted before stays. Waits until the view before is dropped.
     pub async fn refresh(&self, documents: &impl Documents, now: UnixSeconds) -> Result<Refresh, FetchError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
         let client = Client::accepting(self.stored()?, now, SCHEMES).map_err(refused)?;
-        let mut refresh = Refresh { client, dir: self.dir.clone() };
+        let mut refresh = Refresh { client, dir: self.dir.clone(), _turn: turn };
         refresh.drive(documents).await?;
         Ok(refresh)
     }
@@ -118,18 +124,7 @@ impl Refresh {
         version: &semver::Version,
         ordered: Digest,
     ) -> Result<VerifiedTarget, FetchError> {
-        let path = target_path(model, version);
-        self.client.find(&path).map_err(refused)?;
-        let target = match self.drive(documents).await? {
-            Step::Found(target) => target.by_sha256().map_err(refused)?,
-            _ => {
-                let text = format!(
-                    "{model} {version} is not signed by any role that may sign for it: it was never published, or \
-                     it was revoked; nothing was installed"
-                );
-                return Err(FetchError::permanent("trust.not_listed", text));
-            }
-        };
+        let target = self.signed(documents, model, version).await?;
         if target.sha256() != ordered {
             let text = format!(
                 "the order names {model} {version} with digest {}, but {} signed digest {}: the signed one counts and \
@@ -141,6 +136,63 @@ impl Refresh {
             return Err(FetchError::permanent("order.wrong_bundle", text));
         }
         Ok(target)
+    }
+
+    /// The signed target of a model version.
+    pub async fn signed(
+        &mut self,
+        documents: &impl Documents,
+        model: &ModelName,
+        version: &semver::Version,
+    ) -> Result<VerifiedTarget, FetchError> {
+        match self.look_up(documents, model, version).await? {
+            Some(target) => Ok(target),
+            None => {
+                let text = format!(
+                    "{model} {version} is not signed by any role that may sign for it: it was never published, or \
+                     it was revoked; nothing was installed"
+                );
+                Err(FetchError::permanent("trust.not_listed", text))
+            }
+        }
+    }
+
+    /// Whether some role that may still signs for exactly this bundle.
+    pub async fn is_listed(
+        &mut self,
+        documents: &impl Documents,
+        model: &ModelName,
+        version: &semver::Version,
+        digest: Digest,
+    ) -> Result<bool, FetchError> {
+        Ok(self.look_up(documents, model, version).await?.is_some_and(|target| target.sha256() == digest))
+    }
+
+    /// A file of the fleet, `fleet/ca.pem`, when its owner signs for one.
+    pub async fn file(
+        &mut self,
+        documents: &impl Documents,
+        path: &str,
+    ) -> Result<Option<VerifiedTarget>, FetchError> {
+        self.client.find(path).map_err(refused)?;
+        match self.drive(documents).await? {
+            Step::Found(target) => target.by_sha256().map(Some).map_err(refused),
+            _ => Ok(None),
+        }
+    }
+
+    async fn look_up(
+        &mut self,
+        documents: &impl Documents,
+        model: &ModelName,
+        version: &semver::Version,
+    ) -> Result<Option<VerifiedTarget>, FetchError> {
+        self.file(documents, &target_path(model, version)).await
+    }
+
+    /// The version of the trusted root.
+    pub const fn root_version(&self) -> u64 {
+        self.client.root_version()
     }
 
     /// Newest time that offline-signed metadata proves, for the time floor.
@@ -194,5 +246,31 @@ fn refused(error: TrustError) -> FetchError {
         e if e.is_expired() => FetchError::transient("trust.expired", error.to_string()),
         TrustError::Missing { .. } => FetchError::transient("trust.incomplete", error.to_string()),
         _ => FetchError::permanent("trust.refused", error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Documents for Nothing {
+        async fn get(&self, name: &str, _: u64) -> Result<Option<Vec<u8>>, FetchError> {
+            panic!("{name} was asked for under a root that does not count")
+        }
+    }
+
+    /// Holds also where cargo built the protocol with `ecdsa-rsa` for the server beside the agent.
+    #[cfg(not(feature = "ecdsa-rsa"))]
+    #[tokio::test]
+    async fn a_signature_that_is_not_of_ed25519_counts_for_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let trust = Trust::new(state.path());
+        std::fs::create_dir(&trust.dir).unwrap();
+        let root = include_bytes!("../../../protocol/tests/vectors/tuf-on-ci-root.json");
+        std::fs::write(trust.dir.join("root.json"), root).unwrap();
+        let error = trust.refresh(&Nothing, 1_800_000_000).await.unwrap_err();
+        assert!(error.to_string().contains("0 valid signatures of distinct keys"), "{error}");
     }
 }

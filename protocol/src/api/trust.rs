@@ -60,6 +60,20 @@ pub struct NewOnlineKeys {
     pub roles: Vec<String>,
 }
 
+/// `POST /trust/freshness` (admin): snapshot and timestamp that last, for one export.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewFreshness {
+    /// Seconds; at most 90 days.
+    pub valid_s: i64,
+}
+
+/// Answer to [`NewFreshness`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Freshness {
+    /// The documents to the byte, by the names that they are fetched by.
+    pub documents: BTreeMap<String, String>,
+}
+
 /// A change that waits for signatures: a file that goes from hand to hand, or `PUT /trust/proposals/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Proposal {

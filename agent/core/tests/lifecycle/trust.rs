@@ -127,7 +127,7 @@ fn a_bundle_brought_by_hand_goes_the_way_of_every_version_without_a_server() {
     let (mut shell, _, new) = device();
     let next = shell.publish("meter", "1.2.0", Nature::Good);
     shell.restart(); // since when no server was heard
-    shell.feed(Event::ServeStarted, Fate::Whole);
+    shell.start_child(Fate::Whole);
     import(&mut shell, next);
     shell.settle();
     assert_eq!(running(&shell), Some(next));

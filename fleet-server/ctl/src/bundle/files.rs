@@ -99,9 +99,14 @@ pub fn hash(path: &Path) -> Result<(u64, Digest)> {
         hasher.update(read);
         length += n as u64;
     }
+    Ok((length, digest_of(hasher)))
+}
+
+/// The digest of everything that was hashed.
+pub fn digest_of(hasher: ring::digest::Context) -> Digest {
     let mut digest = [0; 32];
     digest.copy_from_slice(hasher.finish().as_ref());
-    Ok((length, Digest::from_bytes(digest)))
+    Digest::from_bytes(digest)
 }
 
 /// Every file below a folder, by its path from there. Links are not followed: they are named like files.

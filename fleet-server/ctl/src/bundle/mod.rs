@@ -1,9 +1,13 @@
 //! `plimsoll bundle`: from an ONNX file to a published, signed model version.
 
+mod diff;
+mod export;
 mod files;
+mod import;
 mod inspect;
 mod pack;
 mod publish;
+mod subject;
 mod verify;
 
 use std::path::PathBuf;
@@ -30,6 +34,12 @@ pub enum Command {
     Verify(verify::Verify),
     /// Sign a bundle and upload it
     Publish(publish::Publish),
+    /// Show what changes from one version to another; nothing is verified
+    Diff(diff::Diff),
+    /// Write a published version with everything that proves it into one file, for devices without a network
+    Export(export::Export),
+    /// Check an export as a device would, and unpack it into a bundle's folder
+    Import(import::Import),
     /// List the published versions
     List,
 }
@@ -41,6 +51,9 @@ pub async fn run(command: Command, api: impl Fn() -> Result<Api>, screen: &Scree
         Command::Inspect { dir } => inspect::run(&dir, screen),
         Command::Verify(args) => verify::run(&args, api, screen).await,
         Command::Publish(args) => publish::run(&args, &api()?, screen).await,
+        Command::Diff(args) => diff::run(&args, api, screen).await,
+        Command::Export(args) => export::run(&args, &api()?, screen).await,
+        Command::Import(args) => import::run(&args, screen),
         Command::List => list(&api()?, screen).await,
     }
 }

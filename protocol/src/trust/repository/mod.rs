@@ -4,6 +4,7 @@
 //! targets, a team its model's role, each far from the server; the server only says what is current.
 
 mod edit;
+mod export;
 mod listing;
 mod pending;
 mod publish;
@@ -20,6 +21,7 @@ use super::{Key, KeyPair, Signer, TrustError, canonical};
 use crate::{ModelName, UnixSeconds};
 
 pub use edit::Edit;
+pub use export::MAX_EXPORT_LIFETIME_S;
 pub use pending::{
     Need, Standing, change_id, countersign, document_mut, documents, follows, merge_change, standing,
 };

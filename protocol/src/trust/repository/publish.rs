@@ -106,6 +106,27 @@ impl Repository {
         }
     }
 
+    /// When the document of each role expires: the top-level ones and those that are delegated.
+    pub fn expiries(&self) -> BTreeMap<String, UnixSeconds> {
+        fn expires<T: RoleType>(bytes: Option<&Vec<u8>>) -> Option<UnixSeconds> {
+            let envelope = serde_json::from_slice(bytes?).ok()?;
+            Doc::<T>::read_unverified(&envelope).ok().map(|doc| doc.expires)
+        }
+        let mut found = BTreeMap::new();
+        let top = [
+            ("root", expires::<Root>(self.roots.values().next_back())),
+            ("timestamp", expires::<Timestamp>(self.timestamp.as_ref())),
+            ("snapshot", expires::<Snapshot>(self.snapshot.as_ref())),
+            ("targets", expires::<Targets>(self.targets.as_ref())),
+        ];
+        let roles = self.roles.iter().filter(|(name, _)| self.delegates(name));
+        let roles = roles.map(|(name, bytes)| (name.as_str(), expires::<Targets>(Some(bytes))));
+        for (name, expires) in top.into_iter().chain(roles) {
+            found.extend(expires.map(|expires| (name.to_owned(), expires)));
+        }
+        found
+    }
+
     /// Verifies an upload and signs what becomes current. All of it is taken or none.
     pub fn propose(
         &self,
@@ -166,11 +187,18 @@ impl Repository {
     /// keep the others from being current.
     pub fn refresh(&self, online: &Online, now: UnixSeconds) -> Result<Change, TrustError> {
         let mut next = self.clone();
+        self.check_keys(online)?;
         let snapshot = self.open::<Snapshot>("snapshot", self.snapshot.as_ref(), MAX_SNAPSHOT_BYTES)?;
         let old = snapshot.is_none_or(|doc| doc.expires.saturating_sub(now) < SNAPSHOT_LIFETIME_S / 2);
         let documents = next.sign_current(online, now, old)?;
         let listed = next.listed()?;
         Ok(Change { repository: next, documents, listed, removed: Vec::new() })
+    }
+
+    /// The newest root must give the online roles to these keys.
+    pub(super) fn check_keys(&self, online: &Online) -> Result<(), TrustError> {
+        let Some(bytes) = self.roots.values().next_back() else { return Ok(()) };
+        check_online(&Unverified::<Root>::open("root", bytes, MAX_ROOT_BYTES)?.into_unverified(), online)
     }
 
     fn delegates(&self, name: &str) -> bool {
@@ -218,24 +246,27 @@ impl Repository {
         if !root.body.consistent_snapshot {
             return Err(TrustError::Upload("root.json must set consistent_snapshot".into()));
         }
-        for (role, own) in [("snapshot", &online.snapshot), ("timestamp", &online.timestamp)] {
-            let authority = root.authority(role)?;
-            let named = |id| authority.keys.get(id).and_then(Key::public) == Some(own.public());
-            if authority.threshold != 1 || !authority.keyids.iter().any(named) {
-                let why =
-                    format!("root.json does not give role {role} to this server's key {}", own.public_hex());
-                return Err(TrustError::Upload(why));
-            }
-        }
+        check_online(&root, online)?;
         Ok(root.version)
     }
 
     /// Signs snapshot (when `all`) and timestamp for what is in `self`.
-    fn sign_current(
+    pub(super) fn sign_current(
         &mut self,
         online: &Online,
         now: UnixSeconds,
         all: bool,
+    ) -> Result<Vec<(String, Vec<u8>)>, TrustError> {
+        self.sign_for(online, now, all, (SNAPSHOT_LIFETIME_S, TIMESTAMP_LIFETIME_S))
+    }
+
+    /// The same for other lifetimes of snapshot and timestamp.
+    pub(super) fn sign_for(
+        &mut self,
+        online: &Online,
+        now: UnixSeconds,
+        all: bool,
+        (snapshot_s, timestamp_s): (i64, i64),
     ) -> Result<Vec<(String, Vec<u8>)>, TrustError> {
         let mut documents = Vec::new();
         let previous = self.open::<Snapshot>("snapshot", self.snapshot.as_ref(), MAX_SNAPSHOT_BYTES)?;
@@ -253,7 +284,7 @@ impl Repository {
                 meta.insert(role_file(name), FileMeta::of(doc.version, bytes));
             }
             let body = Snapshot { meta, extra: BTreeMap::new() };
-            let doc = Doc::new(version, None, now.saturating_add(SNAPSHOT_LIFETIME_S), body);
+            let doc = Doc::new(version, None, now.saturating_add(snapshot_s), body);
             let bytes = to_bytes(&sign(&doc, &[&online.snapshot as &dyn Signer])?);
             documents.push((file_name("snapshot", version), bytes.clone()));
             self.snapshot = Some(bytes);
@@ -263,7 +294,7 @@ impl Repository {
         let previous = self.open::<Timestamp>("timestamp", self.timestamp.as_ref(), MAX_TIMESTAMP_BYTES)?;
         let version = previous.map_or(1, |doc| doc.version + 1);
         let body = Timestamp { meta, extra: BTreeMap::new() };
-        let doc = Doc::new(version, None, now.saturating_add(TIMESTAMP_LIFETIME_S), body);
+        let doc = Doc::new(version, None, now.saturating_add(timestamp_s), body);
         let bytes = to_bytes(&sign(&doc, &[&online.timestamp as &dyn Signer])?);
         documents.push(("timestamp.json".to_owned(), bytes.clone()));
         self.timestamp = Some(bytes);
@@ -321,4 +352,20 @@ impl Repository {
     fn parse<T: RoleType>(&self, name: &str, bytes: &[u8], max: u64) -> Result<Doc<T>, TrustError> {
         Ok(Unverified::<T>::open(name, bytes, max)?.into_unverified())
     }
+}
+
+/// What other keys than the root's sign is refused by every device: better not to publish it.
+fn check_online(root: &Doc<Root>, online: &Online) -> Result<(), TrustError> {
+    for (role, own) in [("snapshot", &online.snapshot), ("timestamp", &online.timestamp)] {
+        let authority = root.authority(role)?;
+        let named = |id| authority.keys.get(id).and_then(Key::public) == Some(own.public());
+        if authority.threshold != 1 || !authority.keyids.iter().any(named) {
+            return Err(TrustError::Upload(format!(
+                "root.json does not give role {role} to this server's key {}: run `plimsoll trust rotate snapshot \
+                 timestamp`, which lets the root keys name new ones",
+                own.public_hex()
+            )));
+        }
+    }
+    Ok(())
 }

@@ -102,6 +102,9 @@ pub struct Health {
     pub outbox_dropped: u64,
     /// Restarts of the serving child.
     pub serve_restarts: u64,
+    /// The signed metadata has expired: nothing can be installed until its owner or the server signs anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trust_expired: bool,
     /// One a model that is served.
     pub models: Vec<ModelHealth>,
 }
