@@ -11,7 +11,7 @@ use super::super::schema::{
 use super::super::verify::Unverified;
 use super::super::{
     Client, Key, MAX_ROOT_BYTES, MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES, Response,
-    Signer, Step, TrustError, TrustedDocs, VerifiedTarget,
+    Schemes, Signer, Step, TrustError, TrustedDocs, VerifiedTarget,
 };
 use super::listing::immutable;
 use super::{Online, SNAPSHOT_LIFETIME_S, TIMESTAMP_LIFETIME_S, sign, to_bytes};
@@ -314,7 +314,8 @@ impl Repository {
         for (name, bytes) in documents {
             stored.extend(bytes.map(|b| (name.to_owned(), b.clone())));
         }
-        let mut device = Client::new(stored, now)?;
+        // As generous as the rest of this check: what devices of a fleet accept is theirs to say.
+        let mut device = Client::accepting(stored, now, Schemes::BUILT_IN)?;
         while let Step::Fetch(fetch) = device.next() {
             let bytes = next.document(&fetch.path);
             device.supply(bytes.map_or(Response::NotFound, Response::Bytes))?;
