@@ -11,6 +11,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::files;
+use crate::serve::bridge::Bridge;
+use crate::serve::listen::SocketAt;
 
 /// Where a file is read when none is named and it exists.
 pub const DEFAULT_FILE: &str = "/etc/plimsoll/agent.toml";
@@ -26,6 +28,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Inference endpoint.
     pub listen: SocketAddr,
+    /// Unix socket of the inference endpoint, beside the address.
+    pub socket: Option<SocketAt>,
+    /// Sensors' readings on a local broker.
+    pub bridge: Option<Bridge>,
     /// Free labels, told to the server at birth.
     pub labels: BTreeMap<String, String>,
     /// Seconds between health reports; the fleet's configuration may override it.
@@ -60,6 +66,9 @@ pub enum ConfigError {
         /// The parser's words: line, key, what is allowed.
         why: String,
     },
+    /// The `[mqtt]` table contradicts itself.
+    #[error("settings, table [mqtt]: {0}")]
+    Mqtt(String),
     /// A value is outside what makes sense.
     #[error("setting {key} = {value}: {why}")]
     Value {
@@ -82,6 +91,15 @@ pub struct Layer {
     /// Address of the inference endpoint; port 0 lets the system choose [default: 127.0.0.1:8500]
     #[arg(long, env = "PLIMSOLL_LISTEN", value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    /// Unix socket of the inference endpoint, beside the address [default: none]
+    #[arg(long, env = "PLIMSOLL_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Permissions of the socket, octal: who may write to it may ask [default: 660]
+    #[arg(long, env = "PLIMSOLL_SOCKET_MODE", value_name = "MODE")]
+    pub socket_mode: Option<String>,
+    /// Readings from a local MQTT broker (in the file only): see the `[mqtt]` table of deploy/agent.toml
+    #[arg(skip)]
+    pub mqtt: Option<Bridge>,
     /// Labels of this device (in the file only): site = "lyon"
     #[arg(skip)]
     pub labels: Option<BTreeMap<String, String>>,
@@ -129,6 +147,9 @@ impl Layer {
         Self {
             state_dir: self.state_dir.or(below.state_dir),
             listen: self.listen.or(below.listen),
+            socket: self.socket.or(below.socket),
+            socket_mode: self.socket_mode.or(below.socket_mode),
+            mqtt: self.mqtt.or(below.mqtt),
             labels: self.labels.or(below.labels),
             health_interval_s: self.health_interval_s.or(below.health_interval_s),
             window_s: self.window_s.or(below.window_s),
@@ -145,9 +166,14 @@ impl Layer {
     pub fn resolve(self) -> Result<Settings, ConfigError> {
         let labels = self.labels.unwrap_or_default();
         check_labels(&labels)?;
+        if let Some(why) = self.mqtt.as_ref().and_then(|bridge| bridge.check().err()) {
+            return Err(ConfigError::Mqtt(why));
+        }
         Ok(Settings {
             state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE)),
             listen: loopback(self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8500))))?,
+            socket: socket(self.socket, self.socket_mode.as_deref().unwrap_or("660"))?,
+            bridge: self.mqtt,
             labels,
             health_interval_s: seconds("health_interval_s", self.health_interval_s.unwrap_or(60))?,
             window_s: seconds("window_s", self.window_s.unwrap_or(3600))?,
@@ -169,6 +195,16 @@ fn loopback(listen: SocketAddr) -> Result<SocketAddr, ConfigError> {
     let why = "inference requests carry no authentication, so only a loopback address (127.0.0.1 or [::1]) is \
                allowed; put a proxy with authentication in front of it";
     Err(ConfigError::Value { key: "listen", value: listen.to_string(), why })
+}
+
+/// Permission bits in octal, without those of execution and of other identities: a socket has no use for them.
+fn socket(path: Option<PathBuf>, mode: &str) -> Result<Option<SocketAt>, ConfigError> {
+    let bits = u32::from_str_radix(mode, 8).ok().filter(|bits| bits & !0o666 == 0);
+    let Some(mode) = bits else {
+        let why = "octal permissions without execution are allowed: 600, 660, 666";
+        return Err(ConfigError::Value { key: "socket_mode", value: mode.to_owned(), why });
+    };
+    Ok(path.map(|path| SocketAt { path, mode }))
 }
 
 /// A second is the shortest that makes sense, a week the longest.
@@ -238,6 +274,8 @@ mod tests {
             ("window_s = \"x\"", &["agent.toml", "window_s"]),
             ("window_s = 0", &["window_s", "604800"]),
             ("listen = \"0.0.0.0:80\"", &["listen", "loopback"]),
+            ("[mqtt]\nbroker = \"here\"", &["[mqtt]", "host:port"]),
+            ("socket_mode = \"777\"", &["socket_mode", "660"]),
             ("outbox_bytes = 5", &["outbox_bytes", "262144"]),
             ("[labels]\nsite = \"a\\nb\"", &["labels", "site"]),
         ] {

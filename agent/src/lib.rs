@@ -11,7 +11,7 @@
 //! | [`anchor`], [`slots`], [`outbox`] | what must survive a power cut |
 //! | [`mqtt`], [`fetch`], [`tls`] | the server |
 //! | [`health`], [`clock`] | the machine |
-//! | [`control`], [`check`] | the person at the device |
+//! | [`control`], [`check`], [`infer`] | the person at the device |
 //!
 //! Adapters meet only in [`driver`].
 
@@ -25,6 +25,7 @@ pub mod fetch;
 pub mod files;
 pub mod health;
 pub mod identity;
+pub mod infer;
 pub mod mqtt;
 pub mod outbox;
 pub mod serve;

@@ -9,7 +9,8 @@ use plimsoll_agent::config::{Layer, Settings};
 use plimsoll_agent::control::{self, Answer, Ask};
 use plimsoll_agent::driver::BootError;
 use plimsoll_agent::identity::{EnrollError, EnrollOptions, enroll};
-use plimsoll_agent::{causes, check, driver, serve, tls};
+use plimsoll_agent::serve::run::RunOptions;
+use plimsoll_agent::{causes, check, driver, infer, serve, tls};
 use plimsoll_protocol::wire::v1::JoinToken;
 use plimsoll_protocol::{DeviceId, ModelName};
 use plimsoll_runtime::RuntimeError;
@@ -25,7 +26,7 @@ const REFUSED: u8 = 3;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 ok, 1 failed, 2 wrong usage or settings, 3 a verification refused it."
+    after_help = "Exit codes: 0 ok, 1 failed, 2 wrong usage or settings, 3 a verification refused it, 4 rows were skipped (infer)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -61,6 +62,8 @@ enum Command {
     /// Serve models for a driver that speaks on standard input (started by `run`)
     #[command(hide = true)]
     Serve,
+    /// Rows from standard input (CSV or JSON lines) through a bundle's model, answers as JSON lines to standard output
+    Infer(Infer),
     /// Run the golden samples of a bundle on this hardware; exits 3 when they differ, 4 when it does not load
     Selftest {
         /// The bundle
@@ -81,11 +84,24 @@ struct At {
 
 #[derive(Args)]
 struct Run {
-    /// Serve this bundle, without a fleet and without an enrolment
+    /// Serve this bundle, without a fleet and without an enrolment; may be given several times
     #[arg(long, value_name = "DIR")]
-    bundle: Option<PathBuf>,
+    bundle: Vec<PathBuf>,
     #[command(flatten)]
     at: At,
+}
+
+#[derive(Args)]
+struct Infer {
+    /// The bundle
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// How rows are written
+    #[arg(long, value_enum, default_value = "auto")]
+    format: infer::Format,
+    /// What a bad row does; skipped rows make the exit code 4
+    #[arg(long, value_enum, default_value = "stop")]
+    on_error: infer::OnError,
 }
 
 #[derive(Args)]
@@ -132,6 +148,11 @@ fn main() -> ExitCode {
         Command::Rollback { model, at } => run_rollback(model, at),
         Command::Check { at } => run_check(at),
         Command::Serve => serve_as_child(),
+        Command::Infer(args) => {
+            let options =
+                infer::Options { bundle: args.bundle, format: args.format, on_error: args.on_error };
+            status(infer::main(&options))
+        }
         Command::Selftest { dir } => status(serve::selftest_main(&dir)),
     };
     match end {
@@ -154,8 +175,10 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, End> {
 fn run_agent(run: Run) -> Result<(), End> {
     let settings = run.at.resolve()?;
     log_to_stderr(&settings.log)?;
-    if let Some(dir) = run.bundle {
-        return status(serve::run_bundle(&dir, settings.listen));
+    if !run.bundle.is_empty() {
+        let Settings { listen, socket, bridge, .. } = settings;
+        let options = RunOptions { bundles: run.bundle, listen, socket, bridge };
+        return status(serve::run::run(&options));
     }
     block_on(driver::run(settings))?.map_err(|error| {
         let code = if matches!(error, BootError::NotEnrolled(_)) { USAGE } else { FAILED };

@@ -53,6 +53,30 @@ pub fn classifier(inputs: usize, classes: usize, gain: f32) -> Vec<u8> {
     })
 }
 
+/// `[batch, inputs] -> Gemm -> Relu -> Gemm -> Softmax -> [batch, classes]`: a perceptron with one hidden layer, as
+/// scikit-learn's `MLPClassifier` trains it. Weights are a fixed pattern.
+pub fn mlp(inputs: usize, hidden: usize, classes: usize) -> Vec<u8> {
+    let weights = |count: usize| (0..count).map(|at| (at * 37 % 19) as f32 / 95.0 - 0.1).collect::<Vec<f32>>();
+    model(GraphProto {
+        name: "mlp".into(),
+        input: vec![tensor_info("x", DataType::Fp32, &[-1, inputs as i64])],
+        output: vec![tensor_info("y", DataType::Fp32, &[-1, classes as i64])],
+        initializer: vec![
+            initializer("w1", &[inputs as i64, hidden as i64], weights(inputs * hidden)),
+            initializer("b1", &[hidden as i64], weights(hidden)),
+            initializer("w2", &[hidden as i64, classes as i64], weights(hidden * classes)),
+            initializer("b2", &[classes as i64], weights(classes)),
+        ],
+        node: vec![
+            node("Gemm", "hidden", &["x", "w1", "b1"], &["h"]),
+            node("Relu", "relu", &["h"], &["r"]),
+            node("Gemm", "output", &["r", "w2", "b2"], &["s"]),
+            node("Softmax", "softmax", &["s"], &["y"]),
+        ],
+        ..GraphProto::default()
+    })
+}
+
 /// A graph as the bytes of a document of opset 13.
 pub fn model(graph: GraphProto) -> Vec<u8> {
     let opset = OperatorSetIdProto { domain: String::new(), version: 13 };

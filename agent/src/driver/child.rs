@@ -216,6 +216,7 @@ mod tests {
             configure: Order::Configure {
                 listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
                 socket: None,
+                bridge: None,
                 max_body: 1,
                 agent_version: "0".into(),
             },

@@ -271,7 +271,8 @@ impl Driver {
             log: self.settings.log.clone(),
             configure: Order::Configure {
                 listen: self.settings.listen,
-                socket: None,
+                socket: self.settings.socket.clone(),
+                bridge: self.settings.bridge.clone().map(Box::new),
                 max_body: self.settings.max_body_bytes,
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             },

@@ -12,6 +12,7 @@ use plimsoll_runtime::memory;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::bridge::{self, Bridge};
 use super::control::{Answer, Order, cut_reason};
 use super::hosted::{Hosted, on_own_thread};
 use super::http::{self, Bounds, Endpoint};
@@ -46,6 +47,13 @@ struct Listening {
     stop: watch::Sender<bool>,
     /// One for each listener.
     accept: Vec<JoinHandle<()>>,
+}
+
+/// Where requests come from.
+struct At {
+    listen: SocketAddr,
+    socket: Option<SocketAt>,
+    bridge: Option<Box<Bridge>>,
 }
 
 /// A load that has ended.
@@ -83,8 +91,9 @@ pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>
 impl Child {
     async fn obey(&mut self, order: Order) {
         match order {
-            Order::Configure { listen, socket, max_body, agent_version } => {
-                self.configure(listen, socket, Bounds::of_body(max_body), agent_version).await;
+            Order::Configure { listen, socket, bridge, max_body, agent_version } => {
+                let at = At { listen, socket, bridge };
+                self.configure(at, Bounds::of_body(max_body), agent_version).await;
             }
             Order::Load { model, version, digest, dir, next_window } => {
                 tracing::info!(%model, %version, digest = %digest.short(), "loading");
@@ -119,13 +128,7 @@ impl Child {
         }
     }
 
-    async fn configure(
-        &mut self,
-        listen: SocketAddr,
-        socket: Option<SocketAt>,
-        bounds: Bounds,
-        agent_version: String,
-    ) {
+    async fn configure(&mut self, At { listen, socket, bridge }: At, bounds: Bounds, agent_version: String) {
         if self.listening.is_some() {
             return self
                 .fault(None, None, "the inference endpoint is open already; it is configured once".into())
@@ -143,6 +146,9 @@ impl Child {
         };
         self.endpoint = Arc::new(Endpoint::new(agent_version, bounds, self.nonce));
         let (stop, stopped) = watch::channel(false);
+        if let Some(bridge) = bridge {
+            tokio::spawn(bridge::run(*bridge, self.endpoint.clone(), stopped.clone()));
+        }
         let accept = |listener| tokio::spawn(http::accept(listener, self.endpoint.clone(), stopped.clone()));
         self.listening =
             Some(Listening { stop, accept: std::iter::once(tcp).chain(unix).map(accept).collect() });

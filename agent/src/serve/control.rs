@@ -12,6 +12,7 @@ use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use serde::{Deserialize, Serialize};
 
+use super::bridge::Bridge;
 use super::listen::SocketAt;
 
 /// Longest line either side accepts: a drift report is at most 3 KiB, statistics of 8 models are under 4 KiB, a
@@ -31,6 +32,9 @@ pub enum Order {
         /// A Unix socket beside it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         socket: Option<SocketAt>,
+        /// Sensors' readings on a local broker.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bridge: Option<Box<Bridge>>,
         /// Largest request body in bytes; a larger one is answered 413.
         max_body: u64,
         /// The agent's version, told to callers of `GET /v2`.

@@ -5,8 +5,9 @@
 //! accepts requests ([`http`], which speaks [`oip`]), and each bundle in memory has a thread that runs it
 //! ([`hosted`]); [`registry`] is the one pointer from a model's name to the bundle that answers for it.
 //!
-//! The same parts serve a folder without a fleet, and run golden samples ([`bundle`]).
+//! The same parts serve folders without a fleet ([`run`]), and run golden samples ([`bundle`]).
 
+pub mod bridge;
 pub mod bundle;
 pub mod child;
 pub mod control;
@@ -17,14 +18,14 @@ mod latency;
 pub mod listen;
 pub mod oip;
 pub mod registry;
+pub mod rows;
+pub mod run;
 mod stdio;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context;
-use plimsoll_protocol::UnixMillis;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The kernel's choice when memory runs out: the child before the driver (0), after nothing that matters.
@@ -60,32 +61,6 @@ pub fn selftest_main(dir: &Path) -> anyhow::Result<u8> {
     output.write_all(b"\n")?;
     output.flush()?;
     Ok(status)
-}
-
-/// `plimsoll-agent run --bundle DIR [--listen ADDR]`: serves a bundle without a fleet until SIGINT or SIGTERM.
-/// Returns the exit status.
-pub fn run_bundle(dir: &Path, listen: SocketAddr) -> anyhow::Result<u8> {
-    let runtime = runtime()?;
-    let nonce = nonce()?;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.map_or(0, |since| since.as_millis() as UnixMillis);
-    let served = runtime.block_on(async {
-        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let stop = async {
-            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-        };
-        let ready = |addr: SocketAddr, example: String| {
-            let mut output = io::stdout().lock();
-            // A closed standard output is no reason to stop serving.
-            let _ = writeln!(output, "serving on http://{addr}\ntry:  {example}");
-            let _ = output.flush();
-        };
-        bundle::serve_bundle(dir, listen, now, nonce, ready, stop)
-            .await
-            .context(format!("bundle {}", dir.display()))
-    });
-    runtime.shutdown_background();
-    served.map(|()| 0)
 }
 
 /// One thread: the endpoint waits, models compute on threads of their own.

@@ -166,7 +166,7 @@ pub async fn accept(mut listener: Listener, endpoint: Arc<Endpoint>, mut stop: w
 }
 
 /// Also when whoever could tell is gone.
-async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+pub async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_protocol::bundle::{DataType, InputSpec, Manifest, OutputSpec};
+use plimsoll_protocol::bundle::{DataType, InputSpec, MAX_RANK, Manifest, OutputSpec};
 use plimsoll_runtime::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
@@ -115,7 +115,7 @@ fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<As
         return refuse("the body is empty; an inference request is JSON with `inputs`");
     }
     let request: InferRequest = serde_json::from_slice(json)
-        .map_err(|e| AskError(format!("the body is not an inference request: {e}")))?;
+        .map_err(|e| AskError(format!("the body is not an inference request: {}", cut(&e.to_string()))))?;
     if request.id.as_ref().is_some_and(|id| id.len() > MAX_ID) {
         return refuse(format!("`id` is longer than {MAX_ID} bytes"));
     }
@@ -183,6 +183,9 @@ fn parse_raw(body: &[u8], manifest: &Manifest) -> Result<Ask, AskError> {
 
 fn read_input(input: RequestInput, binary: &mut &[u8]) -> Result<Tensor, String> {
     let datatype = datatype(&input.datatype)?;
+    if input.shape.len() > MAX_RANK {
+        return Err(format!("has {} dimensions; at most {MAX_RANK} are possible", input.shape.len()));
+    }
     let shape = input
         .shape
         .iter()
@@ -251,6 +254,15 @@ fn classes_wanted(output: &RequestOutput, datatype: Option<DataType>) -> Result<
         return refuse(format!("output {name:?}: `classification` needs scores, and this output is BYTES"));
     }
     Ok((count > 0).then_some(count))
+}
+
+/// The JSON parser's words, cut: they may quote a whole text of the caller's.
+fn cut(words: &str) -> String {
+    let place = words.rfind(" at line ").filter(|at| words.len() - at < 60).map_or("", |at| &words[at..]);
+    match words.char_indices().nth(200) {
+        Some((end, _)) if end + place.len() < words.len() => format!("{}…{place}", &words[..end]),
+        _ => words.to_owned(),
+    }
 }
 
 /// A caller's text, cut so that an error stays a line.

@@ -53,7 +53,7 @@ struct Output<'a> {
 }
 
 /// Elements as a JSON array. NaN and infinities become `null`: JSON has nothing else for them.
-struct Elements<'a>(&'a Data);
+pub struct Elements<'a>(pub &'a Data);
 
 impl Serialize for Body<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

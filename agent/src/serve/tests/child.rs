@@ -184,7 +184,15 @@ async fn orders_out_of_turn_are_faults_and_not_the_end() {
     assert_eq!(child.answer().await, Answer::Unloaded { model: meter(), digest });
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap();
-    child.order(Order::Configure { listen, socket: None, max_body: 1, agent_version: "0".into() }).await;
+    child
+        .order(Order::Configure {
+            listen,
+            socket: None,
+            bridge: None,
+            max_body: 1,
+            agent_version: "0".into(),
+        })
+        .await;
     assert!(matches!(child.answer().await, Answer::ListenFailed { addr, .. } if addr == listen));
 }
 

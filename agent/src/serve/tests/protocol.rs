@@ -191,6 +191,7 @@ async fn the_socket_answers_as_the_address_does() {
         .order(Order::Configure {
             listen: "127.0.0.1:0".parse().unwrap(),
             socket: Some(socket.clone()),
+            bridge: None,
             max_body: 10_000,
             agent_version: "0".into(),
         })

@@ -1,16 +1,46 @@
 //! Every malformed request is refused with a status and words that name the tensor and the problem.
 
-use serde_json::{Value, json};
+use std::path::Path;
+
+use plimsoll_runtime::testing::classifier_manifest;
+use serde_json::json;
 
 use super::support::{Child, MAX_BODY, bundle, get, post, send};
 use crate::serve::control::{Answer, Order};
+use crate::serve::oip;
 
 const INFER: &str = "/v2/models/meter/infer";
 
-fn input(change: impl FnOnce(&mut Value)) -> Value {
-    let mut tensor = json!({ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0, 0, 0, 0] });
-    change(&mut tensor);
-    json!({ "inputs": [tensor] })
+/// A file of `agent/tests/requests`.
+struct Bad {
+    name: String,
+    expect: String,
+    json_length: Option<String>,
+    body: Vec<u8>,
+}
+
+fn corpus() -> Vec<Bad> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/requests");
+    let mut all: Vec<Bad> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name() != "README.md")
+        .map(|entry| {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            let split = bytes.windows(2).position(|w| w == b"\n\n").expect("an empty line");
+            let head = std::str::from_utf8(&bytes[..split]).unwrap();
+            let field = |name: &str| head.lines().find_map(|l| l.strip_prefix(name)).map(str::to_owned);
+            Bad {
+                name: entry.file_name().into_string().unwrap(),
+                expect: field("expect: ").expect("what to expect"),
+                json_length: field("json-length: "),
+                body: bytes[split + 2..].to_vec(),
+            }
+        })
+        .collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(all.len() > 60, "the corpus is there");
+    all
 }
 
 #[tokio::test]
@@ -19,94 +49,37 @@ async fn malformed_requests_are_refused_by_name_and_the_next_one_is_answered() {
     let (mut child, addr) = Child::listening().await;
     child.load(dir.path(), digest).await;
     child.serve(digest, 0).await;
-
-    let good = json!({ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0, 0, 0, 0] });
-    let deep = format!(
-        "{{\"inputs\": [{{\"name\": \"x\", \"shape\": [1, 4], \"datatype\": \"FP32\", \"data\": {}0{}}}]}}",
-        "[".repeat(5000),
-        "]".repeat(5000)
-    );
-    let deep_elsewhere = format!("{{\"parameters\": {}1", "{\"a\":".repeat(5000));
-    let deep_unknown = format!("{{\"x\": {}1", "{\"a\":".repeat(5000));
-    let cases: Vec<(String, &str)> = vec![
-        (String::new(), "the body is empty"),
-        ("not json".into(), "not an inference request"),
-        ("[1, 2]".into(), "not an inference request"),
-        ("{}".into(), "missing field `inputs`"),
-        ("{\"inputs\": 7}".into(), "not an inference request"),
-        ("\u{feff}{\"inputs\": []}".into(), "not an inference request"),
-        (deep, "recursion limit"),
-        (deep_elsewhere, "recursion limit"),
-        (deep_unknown, "not an inference request"),
-        (json!({ "inputs": [] }).to_string(), "tensor \"x\" is missing"),
-        (json!({ "inputs": [good, good] }).to_string(), "tensor \"x\" is given twice"),
-        (
-            input(|t| t["name"] = json!("z")).to_string(),
-            "tensor \"z\" is not an input of this model; it has [\"x\"]",
-        ),
-        (input(|t| t["shape"] = json!([4])).to_string(), "tensor \"x\": has shape [4]; [-1, 4] is expected"),
-        (
-            input(|t| t["shape"] = json!([2, 4])).to_string(),
-            "shape [2, 4] has 8 elements, but the data has 4",
-        ),
-        (input(|t| t["shape"] = json!([1, -4])).to_string(), "negative dimension"),
-        (input(|t| t["shape"] = json!([0, 4])).to_string(), "has 0 elements, but the data has 4"),
-        (input(|t| t["shape"] = json!([i64::MAX, i64::MAX])).to_string(), "more than"),
-        (input(|t| t["shape"] = json!("big")).to_string(), "not an inference request"),
-        (
-            input(|t| {
-                t["shape"] = json!([65, 4]);
-                t["data"] = json!(vec![0; 260])
-            })
-            .to_string(),
-            "at most 64",
-        ),
-        (input(|t| t["datatype"] = json!("FP64")).to_string(), "has datatype FP64; FP32 is expected"),
-        (input(|t| t["datatype"] = json!("fp32")).to_string(), "datatype \"fp32\" is unknown"),
-        (input(|t| t["datatype"] = json!("BF16")).to_string(), "datatype \"BF16\" is unknown"),
-        (
-            input(|t| t["data"] = json!([0, 0, 0])).to_string(),
-            "shape [1, 4] has 4 elements, but the data has 3",
-        ),
-        (input(|t| t["data"] = json!([0, 0, null, 0])).to_string(), "data[2] is null"),
-        (input(|t| t["data"] = json!([0, 0, "1", 0])).to_string(), "mixes numbers and texts"),
-        (
-            input(|t| t["data"] = json!(["a", "b", "c", "d"])).to_string(),
-            "holds texts, but the datatype is FP32",
-        ),
-        (input(|t| t["data"] = json!({"0": 1})).to_string(), "not an inference request"),
-        (
-            input(|t| {
-                t.as_object_mut().unwrap().remove("data");
-            })
-            .to_string(),
-            "has no `data`",
-        ),
-        (input(|t| t["parameters"] = json!({ "binary_data_size": 16 })).to_string(), "both `data` and"),
-        (
-            json!({ "inputs": [good], "outputs": [{ "name": "q" }] }).to_string(),
-            "output \"q\" does not exist",
-        ),
-        (
-            json!({ "inputs": [good], "outputs": [{ "name": "y" }, { "name": "y" }] }).to_string(),
-            "asked for twice",
-        ),
-        (json!({ "inputs": [good], "id": "x".repeat(300) }).to_string(), "`id` is longer"),
-    ];
-    let refused = cases.len() as u64;
-    for (body, expect) in cases {
-        let reply = send(addr, "POST", INFER, &[], body.as_bytes()).await;
-        let start: String = body.chars().take(120).collect();
-        assert_eq!(reply.status, 400, "{start}: {reply:?}");
+    let corpus = corpus();
+    for bad in &corpus {
+        let header = bad.json_length.as_deref().map(|length| ("Inference-Header-Content-Length", length));
+        let reply = send(addr, "POST", INFER, header.as_slice(), &bad.body).await;
+        assert_eq!(reply.status, 400, "{}: {reply:?}", bad.name);
         let error = reply.json()["error"].as_str().unwrap().to_owned();
-        assert!(error.contains(expect), "{start}: {error:?} does not say {expect:?}");
+        assert!(error.contains(&bad.expect), "{}: {error:?} does not say {:?}", bad.name, bad.expect);
+        assert!(error.len() < 700, "{}: an error is a line, not the request again: {error}", bad.name);
     }
+    let good = json!({ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0, 0, 0, 0] });
     let reply = post(addr, INFER, &json!({ "inputs": [good] })).await;
     assert_eq!(reply.status, 200, "{reply:?}");
 
     child.order(Order::Stats).await;
     let Answer::Stats { models, .. } = child.answer().await else { panic!("no statistics") };
-    assert_eq!((models[0].requests, models[0].failed, models[0].refused), (1, 0, refused));
+    assert_eq!((models[0].requests, models[0].failed, models[0].refused), (1, 0, corpus.len() as u64));
+}
+
+#[test]
+fn no_prefix_and_no_flipped_byte_of_a_request_crashes_the_parser() {
+    let manifest = classifier_manifest(4, 3);
+    for bad in corpus() {
+        let length = bad.json_length.and_then(|l| l.parse().ok());
+        let short = &bad.body[..bad.body.len().min(400)];
+        for at in 0..short.len() {
+            let _ = oip::read(&short[..at], length, &manifest);
+            let mut flipped = short.to_vec();
+            flipped[at] ^= 0x15;
+            let _ = oip::read(&flipped, length, &manifest);
+        }
+    }
 }
 
 #[tokio::test]

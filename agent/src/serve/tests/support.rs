@@ -68,6 +68,7 @@ impl Child {
             .order(Order::Configure {
                 listen,
                 socket: None,
+                bridge: None,
                 max_body: MAX_BODY,
                 agent_version: "0.1.0".into(),
             })
