@@ -9,6 +9,9 @@ use super::super::{
 };
 use super::{Client, Fetch, State, Store};
 
+/// What was trusted before of the two online roles.
+type Floors = (Option<Doc<Timestamp>>, Option<Doc<Snapshot>>);
+
 impl Client {
     /// The top-level document that the state waits for.
     pub(super) fn wanted(&self) -> Fetch {
@@ -80,7 +83,7 @@ impl Client {
     /// well-formed but signed by keys that the root no longer names, those keys were rotated, perhaps because they
     /// were stolen and used to push versions up: both floors go (fast-forward recovery), which `None` says. A file
     /// that is merely spoilt takes only itself away.
-    fn floors(&self) -> Option<(Option<Doc<Timestamp>>, Option<Doc<Snapshot>>)> {
+    fn floors(&self) -> Option<Floors> {
         let mut rotated = false;
         let timestamp = self.stored.get("timestamp.json");
         let timestamp = timestamp.and_then(|b| Unverified::open("timestamp", b, MAX_TIMESTAMP_BYTES).ok());
