@@ -9,7 +9,7 @@ use owners::{Owner, REFUSED, external_key};
 use plimsoll_protocol::api::{DeviceInfo, RolloutInfo, RolloutStatus};
 use plimsoll_protocol::trust::{Client, Response, Step};
 use plimsoll_tests::{Fleet, MODEL, Order, STEP, Settings, Site, until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[tokio::test(flavor = "current_thread")]
 async fn three_owners_of_whom_two_must_sign() {
@@ -58,6 +58,15 @@ async fn owners_story(fleet: &Fleet) -> Result<()> {
         ["--sign-with".into(), format!("echo {}", "ab".repeat(64)), "--sign-key".into(), public].into();
     let words = liar.fails("sign-off change.json --offline --yes", REFUSED).await?;
     ensure!(words.contains("does not verify"), "a signature of something else: {words}");
+    for (field, value, expect) in
+        [("expires", json!(1), "expired on 1970-01-01"), ("upload", json!({}), "was edited")]
+    {
+        let mut spoilt = owners::read(&fleet.dir.join("change.json"))?;
+        spoilt[field] = value;
+        std::fs::write(fleet.dir.join("spoilt.json"), spoilt.to_string())?;
+        let words = eve.fails("sign-off spoilt.json --offline --yes", REFUSED).await?;
+        ensure!(words.contains(expect), "{words}");
+    }
     let signed = eve.offline("sign-off change.json --offline --yes").await?;
     ensure!(signed["complete"] == true && signed["published"] == false, "{signed}");
 
@@ -154,6 +163,7 @@ async fn whole_repository(site: &Site) -> Result<()> {
     ensure!(pump(&mut client)? == Step::Refreshed, "the exported repository is not whole");
     client.find(&format!("bundles/{MODEL}/1.1.0/bundle.json"))?;
     let Step::Found(target) = pump(&mut client)? else { anyhow::bail!("1.1.0 is not listed in the export") };
+    let target = target.by_sha256()?;
     let file = out.join(format!("targets/bundles/{MODEL}/1.1.0/{}.bundle.json", target.sha256()));
     let manifest =
         target.admit_manifest(&std::fs::read(&file).with_context(|| file.display().to_string())?)?;
