@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use plimsoll_protocol::trust::repository::{Online, Repository, RootKeys, model_paths, sign_next};
 use plimsoll_protocol::trust::{KeyPair, Root, Signer, TargetMeta, Targets};
 use plimsoll_protocol::{Digest, api::TrustUpload};
-use plimsoll_tests::Binaries;
+use plimsoll_tests::{Binaries, MODEL, Site};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -31,6 +31,37 @@ async fn python(script: &str, args: &[&str]) -> Result<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(output.status.success(), "{}: {}", script.display(), text(&output.stderr));
     Ok(text(&output.stdout))
+}
+
+#[tokio::test]
+async fn python_tuf_verifies_and_downloads_what_we_published() {
+    Site::play(1, async |site| {
+        let agent = &site.fleet.agents[0];
+        let path = format!("bundles/{MODEL}/1.0.0/bundle.json");
+        let (url, out) = (site.fleet.device_url(), site.fleet.dir.join("python"));
+        let root = site.fleet.dir.join("keys/root.json");
+        let text = |p: &Path| p.to_string_lossy().into_owned();
+        let (metadata, targets) = (format!("{url}/tuf/"), format!("{url}/targets/"));
+        let (state, root, out) = (text(&agent.state), text(&root), text(&out));
+        let seen = python("tuf_reads.py", &[&metadata, &targets, &root, &path, &out, &state]).await?;
+        let seen: Value = serde_json::from_str(&seen)?;
+        let manifest = std::fs::read(site.fleet.dir.join("bundle-1.0.0/bundle.json"))?;
+        let got = std::fs::read(seen["path"].as_str().context("no path")?)?;
+        ensure!(got == manifest, "python-tuf downloaded other bytes: {seen}");
+        ensure!(seen["hashes"]["sha256"] == Digest::of(&manifest).to_string(), "{seen}");
+        ensure!(seen["custom"]["version"] == "1.0.0", "{seen}");
+
+        // What it was told is public, and by certificate: without one there is metadata and nothing else.
+        let mut client = Client::new(&url, &format!("{url}/targets"))?;
+        client.more = vec!["--ca".into(), text(&agent.state.join("ca.pem"))];
+        client.metadata_url = format!("{url}/tuf");
+        client.ok(&["init", &root]).await?;
+        client.ok(&["refresh"]).await?;
+        let words = client.fails(&["--target-name", &path, "download"]).await?;
+        ensure!(words.contains("401"), "{words}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -174,6 +205,7 @@ struct Client {
     program: PathBuf,
     metadata_url: String,
     target_url: String,
+    more: Vec<String>,
 }
 
 impl Client {
@@ -185,13 +217,14 @@ impl Client {
         let dir = TempDir::with_prefix("plimsoll-test-")?;
         let program = Binaries::locate()?.ctl();
         let (metadata_url, target_url) = (metadata_url.to_owned(), target_url.to_owned());
-        Ok(Self { dir, program, metadata_url, target_url })
+        Ok(Self { dir, program, metadata_url, target_url, more: Vec::new() })
     }
 
     /// Exit code, standard output, standard error.
     async fn run(&self, args: &[&str]) -> Result<(i32, String, String)> {
         let output = Command::new(&self.program)
             .args(["--output", "json"])
+            .args(&self.more)
             .args(["tuf", "--metadata-url", &self.metadata_url, "--target-base-url", &self.target_url])
             .arg("--metadata-dir")
             .arg(self.dir.path().join("metadata"))
