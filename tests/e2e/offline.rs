@@ -16,7 +16,8 @@ async fn a_version_travels_as_a_file_and_is_taken_like_one_from_the_network() {
         let bundle = site.pack("1.1.0", "1.1.0").await?;
         site.publish(&bundle).await?;
         let version = format!("{MODEL}@1.1.0");
-        let exported = site.fleet.plimsoll(&["bundle", "export", &version, "--valid", "30d", "-o", "one.tar"]).await?;
+        let exported =
+            site.fleet.plimsoll(&["bundle", "export", &version, "--valid", "30d", "-o", "one.tar"]).await?;
         ensure!(exported["signed_by"] == MODEL, "{exported}");
 
         // The same file, unpacked where another server is fed.
@@ -61,8 +62,10 @@ async fn a_file_is_no_way_around_a_removal_an_end_or_another_owner() {
         let version = format!("{MODEL}@1.1.0");
         site.fleet.plimsoll(&["bundle", "export", &version, "--valid", "1s", "-o", "short.tar"]).await?;
         site.fleet.plimsoll(&["bundle", "export", &version, "--valid", "30d", "-o", "long.tar"]).await?;
-        let (code, _, words) =
-            site.fleet.plimsoll_raw(&["bundle", "export", &version, "--valid", "91d", "-o", "longer.tar"]).await?;
+        let (code, _, words) = site
+            .fleet
+            .plimsoll_raw(&["bundle", "export", &version, "--valid", "91d", "-o", "longer.tar"])
+            .await?;
         ensure!(code == REFUSED && words.contains("90 days"), "{code}: {words}");
 
         // The network is newer than every file that was made before.
@@ -85,10 +88,21 @@ async fn a_file_is_no_way_around_a_removal_an_end_or_another_owner() {
         // Another owner's root, which the file leads to and this device does not know.
         let (code, _, words) = site
             .fleet
-            .plimsoll_raw(&["bundle", "import", "long.tar", "--root", "bundle-1.1.0/bundle.json", "--out", "x"])
+            .plimsoll_raw(&[
+                "bundle",
+                "import",
+                "long.tar",
+                "--root",
+                "bundle-1.1.0/bundle.json",
+                "--out",
+                "x",
+            ])
             .await?;
         ensure!(code == REFUSED && words.contains("root"), "{code}: {words}");
-        ensure!(!site.fleet.dir.join("x").exists() && !site.fleet.dir.join("x.part").exists(), "it left something");
+        ensure!(
+            !site.fleet.dir.join("x").exists() && !site.fleet.dir.join("x.part").exists(),
+            "it left something"
+        );
         site.still_run("1.0.0").await
     })
     .await;
@@ -141,6 +155,7 @@ async fn import(site: &Site, file: &Path) -> Result<(i32, String)> {
         .output()
         .await
         .context("cannot run plimsoll-agent")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Ok((output.status.code().unwrap_or(-1), text))
 }

@@ -77,7 +77,8 @@ impl OnlineKeys {
     /// Out of the data folder.
     pub fn read(server: &Path) -> Result<Self> {
         let key = |role: &str| -> Result<KeyPair> {
-            let text = std::fs::read_to_string(server.join(format!("{role}.key"))).context("an online key")?;
+            let text =
+                std::fs::read_to_string(server.join(format!("{role}.key"))).context("an online key")?;
             let mut seed = [0; 32];
             hex::decode_to_slice(text.trim(), &mut seed)?;
             Ok(KeyPair::from_seed(&seed))
@@ -90,7 +91,12 @@ impl Repository {
     /// What is published now.
     pub async fn copy(site: &Site) -> Result<Self> {
         let state: TrustState = site.fleet.api.get("trust").await?;
-        let mut this = Self { documents: BTreeMap::new(), listed: BTreeMap::new(), snapshot_version: 0, timestamp_version: 0 };
+        let mut this = Self {
+            documents: BTreeMap::new(),
+            listed: BTreeMap::new(),
+            snapshot_version: 0,
+            timestamp_version: 0,
+        };
         let roots = state.roots.iter().map(|root| ("root", root));
         let roles = state.roles.iter().map(|(name, role)| (name.as_str(), role));
         let targets = state.targets.as_ref().map(|targets| ("targets", targets));
@@ -130,7 +136,8 @@ impl Repository {
 
     /// The published document of a role, and its body to change.
     pub fn role(&self, name: &str) -> Result<(Value, Doc<Targets>)> {
-        let version = self.listed.get(&role_file(name)).with_context(|| format!("{name} is not listed"))?.version;
+        let version =
+            self.listed.get(&role_file(name)).with_context(|| format!("{name} is not listed"))?.version;
         let bytes = self.documents.get(&file_name(name, version)).context("a listed role")?;
         let value: Value = serde_json::from_slice(bytes)?;
         let doc = Doc::read_unverified(&value).map_err(anyhow::Error::msg)?;
@@ -188,12 +195,14 @@ impl Thief {
     pub fn sign(&mut self, repository: &mut Repository, issued: Option<UnixSeconds>) -> Result<()> {
         self.honest.snapshot_version += 1;
         self.honest.timestamp_version += 1;
-        let (snapshot_version, timestamp_version) = (self.honest.snapshot_version, self.honest.timestamp_version);
+        let (snapshot_version, timestamp_version) =
+            (self.honest.snapshot_version, self.honest.timestamp_version);
         let body = Snapshot { meta: repository.listed.clone(), extra: BTreeMap::new() };
         let snapshot = envelope(snapshot_version, issued, END_OF_TIME, body, &self.online.snapshot)?;
         let meta = FileMeta::of(snapshot_version, &to_bytes(&snapshot));
         repository.documents.insert(file_name("snapshot", snapshot_version), to_bytes(&snapshot));
-        let body = Timestamp { meta: BTreeMap::from([("snapshot.json".to_owned(), meta)]), extra: BTreeMap::new() };
+        let body =
+            Timestamp { meta: BTreeMap::from([("snapshot.json".to_owned(), meta)]), extra: BTreeMap::new() };
         let timestamp = envelope(timestamp_version, issued, END_OF_TIME, body, &self.online.timestamp)?;
         repository.documents.insert("timestamp.json".to_owned(), to_bytes(&timestamp));
         Ok(())
@@ -255,7 +264,20 @@ impl Thief {
         std::fs::write(&self.orders, serde_json::to_vec(&desired)?)?;
         let topic = "plimsoll/1/fleet/camera-1/dn/desired";
         let output = Command::new("mosquitto_pub")
-            .args(["-V", "mqttv5", "-q", "1", "-r", "-h", "127.0.0.1", "-p", &self.plain.to_string(), "-t", topic, "-f"])
+            .args([
+                "-V",
+                "mqttv5",
+                "-q",
+                "1",
+                "-r",
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.plain.to_string(),
+                "-t",
+                topic,
+                "-f",
+            ])
             .arg(&self.orders)
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -342,7 +364,11 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, shop: &Mutex<Shop>) -> Resul
         let said = shop.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
         match said {
             Some(Said::Bytes(bytes)) => {
-                stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", bytes.len()).as_bytes()).await?;
+                stream
+                    .write_all(
+                        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", bytes.len()).as_bytes(),
+                    )
+                    .await?;
                 stream.write_all(&bytes).await?;
             }
             Some(Said::Endless) => {
