@@ -11,6 +11,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::app::Addresses;
+use crate::ca::Notes;
 use crate::clock;
 use crate::store::embedded::probe;
 use crate::trust::expiry;
@@ -23,6 +24,8 @@ const DISK_LOW: u64 = 1024 * 1024 * 1024;
 const EARLIEST_MS: i64 = 1_735_689_600_000;
 /// The CA should be replaced in peace.
 const CA_SOON_S: i64 = 365 * 24 * 3600;
+/// Made for 90 days (shorter under an authority that ends) and remade four times a day: a week says that it is not.
+const SERVER_SOON_S: i64 = 7 * 24 * 3600;
 /// A listener on this machine answers in microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -49,10 +52,13 @@ pub fn examine(dir: &Path) -> Vec<Finding> {
             format!("{} does not exist: start the server once, or give the right --state-dir", dir.display());
         return vec![bad(text)];
     }
-    let mut findings = PRIVATE.iter().map(|name| private(&dir.join(name))).collect::<Vec<_>>();
+    let own_files = Notes::read(dir).is_some_and(|notes| notes.own_files);
+    // The key of the operator's own authority lies where the operator keeps it.
+    let names = PRIVATE.iter().filter(|name| !(own_files && **name == "ca.key"));
+    let mut findings = names.map(|name| private(&dir.join(name))).collect::<Vec<_>>();
     findings.push(disk(dir));
     findings.push(clock_sane(clock::now_ms()));
-    findings.push(authority(&dir.join("ca.pem"), clock::now_ms() / 1000));
+    findings.extend(certificates(dir, clock::now_ms() / 1000));
     findings.extend(roles(dir, clock::now_ms() / 1000));
     if in_use(dir) {
         findings.push(good("the server is running"));
@@ -98,21 +104,40 @@ fn clock_sane(now: i64) -> Finding {
     }
 }
 
-fn authority(path: &Path, now_s: i64) -> Finding {
-    let read = || -> Option<i64> {
-        let der = CertificateDer::from_pem_slice(&std::fs::read(path).ok()?).ok()?;
+/// The authority's end and the server's own certificate, which a server that runs remakes every six hours.
+fn certificates(dir: &Path, now_s: i64) -> Vec<Finding> {
+    let notes = Notes::read(dir);
+    let own = || -> Option<i64> {
+        let der = CertificateDer::from_pem_slice(&std::fs::read(dir.join("ca.pem")).ok()?).ok()?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
         Some(parsed.validity().not_after.timestamp())
     };
-    match read() {
+    let until_s = match &notes {
+        Some(notes) if notes.own_files => Some(notes.authority_until_ms / 1000),
+        _ => own(),
+    };
+    let authority = match until_s {
         Some(until) if until - now_s > CA_SOON_S => {
             good("the certificate authority is valid for more than a year")
         }
-        Some(_) => bad(
-            "the certificate authority ends within a year: plan a new fleet CA before devices are locked out",
-        ),
-        None => bad(format!("{} cannot be read: restore it from a backup", path.display())),
-    }
+        Some(until) => bad(format!(
+            "the certificate authority ends in {} days: change it in peace (`plimsoll ca prepare`), while every \
+             device can hear of it",
+            (until - now_s).div_euclid(86_400)
+        )),
+        None => bad(format!("{} cannot be read: restore it from a backup", dir.join("ca.pem").display())),
+    };
+    let server = notes.map(|notes| match notes.server_until_ms / 1000 - now_s {
+        left if left > SERVER_SOON_S => {
+            good(format!("the server's own certificate is valid for {} days", left / 86_400))
+        }
+        left => bad(format!(
+            "the server's own certificate ends in {} days: a server that runs remakes it every six hours, so start \
+             it, or read in its log why it could not",
+            left.div_euclid(86_400)
+        )),
+    });
+    std::iter::once(authority).chain(server).collect()
 }
 
 /// What a server has noted of the roles that it publishes; nothing before the first start.
@@ -192,11 +217,38 @@ mod tests {
     fn a_role_that_expires_is_found() {
         let dir = tempfile::tempdir().unwrap();
         assert!(roles(dir.path(), 0).is_empty(), "nothing was noted yet");
-        crate::secret::write_public(&dir.path().join(expiry::FILE), br#"{"root": 864000, "targets": 31536000}"#)
-            .unwrap();
+        crate::secret::write_public(
+            &dir.path().join(expiry::FILE),
+            br#"{"root": 864000, "targets": 31536000}"#,
+        )
+        .unwrap();
         let found = roles(dir.path(), 0);
-        assert!(found.len() == 1 && !found[0].good && found[0].text.contains("trust renew root"), "{found:?}");
+        assert!(
+            found.len() == 1 && !found[0].good && found[0].text.contains("trust renew root"),
+            "{found:?}"
+        );
         crate::secret::write_public(&dir.path().join(expiry::FILE), br#"{"root": 31536000}"#).unwrap();
         assert!(roles(dir.path(), 0)[0].good);
+    }
+
+    #[test]
+    fn certificates_that_are_not_remade_and_an_authority_that_ends_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let note = |server_days: i64, authority_days: i64| {
+            let notes = Notes {
+                server_until_ms: server_days * 86_400_000,
+                authority_until_ms: authority_days * 86_400_000,
+                own_files: true,
+            };
+            std::fs::write(dir.path().join("certificates.json"), serde_json::to_vec(&notes).unwrap())
+                .unwrap();
+            certificates(dir.path(), 0).into_iter().map(|f| (f.good, f.text)).collect::<Vec<_>>()
+        };
+        assert!(note(90, 400).iter().all(|(good, _)| *good));
+        let found = note(2, 30);
+        let words = ["authority ends in 30 days", "own certificate ends in 2 days"];
+        for ((good, text), words) in found.iter().zip(words) {
+            assert!(!good && text.contains(words), "{text}");
+        }
     }
 }

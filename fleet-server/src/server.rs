@@ -16,7 +16,7 @@ use crate::app::{Addresses, App, stopped};
 use crate::auth::Auth;
 use crate::auth::device::registered;
 use crate::blobs::Blobs;
-use crate::ca::{Authorities, ServerCertificate, TlsConfigs};
+use crate::ca::{Authorities, Notes, ServerCertificate, TlsConfigs};
 use crate::config::Config;
 use crate::delta::Deltas;
 use crate::drift::{self, Drift};
@@ -71,6 +71,7 @@ impl Server {
 
         let hosts = certificate_hosts(&config.public_hosts);
         let certificate = ServerCertificate::new(&ca.issuing(), hosts, clock::now_ms())?;
+        Notes::write(&dir, &ca, &certificate);
         let tls = TlsConfigs::new(&ca, &certificate)?;
         let http = bind(config.http, "operators").await?;
         let https = bind(config.https, "devices").await?;
@@ -225,10 +226,13 @@ async fn housekeeping(app: Arc<App>, store: Arc<Embedded>) {
                 app.event(None, severity, "trust.expiring", warning.text).await;
             }
         }
-        if round > 0
-            && let Err(error) = app.certificate.renew(&app.ca.issuing(), now)
-        {
-            tracing::error!(%error, "the server's certificate was not renewed; tried again in six hours");
+        if round > 0 {
+            match app.certificate.renew(&app.ca.issuing(), now) {
+                Ok(()) => Notes::write(&app.state_dir, &app.ca, &app.certificate),
+                Err(error) => {
+                    tracing::error!(%error, "the server's certificate was not renewed; tried again in six hours");
+                }
+            }
         }
         round += 1;
     }

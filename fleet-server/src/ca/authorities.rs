@@ -97,6 +97,11 @@ impl Authorities {
         Arc::clone(&self.now().clients)
     }
 
+    /// Whether the issuing authority comes from files of the operator's own PKI.
+    pub const fn own_files(&self) -> bool {
+        self.source.files.is_some()
+    }
+
     /// Life of a device's certificate, seconds.
     pub const fn device_life_s(&self) -> u64 {
         self.source.device_life_s
@@ -167,7 +172,7 @@ impl Authorities {
         CaInfo {
             issuing: show(&set.issuing),
             next: set.next.as_deref().map(show),
-            own_files: self.source.files.is_some(),
+            own_files: self.own_files(),
             published,
             bundle_pem: self.bundle(),
             server_until_ms: 0,

@@ -19,6 +19,7 @@
 mod authorities;
 mod authority;
 mod clients;
+mod notes;
 mod request;
 mod tls;
 
@@ -29,6 +30,7 @@ use rustls_pki_types::CertificateDer;
 
 pub use authorities::{Authorities, Source, fingerprints};
 pub use authority::{Ca, Issued};
+pub use notes::Notes;
 pub use request::CheckedRequest;
 pub use tls::{ServerCertificate, TlsConfigs};
 

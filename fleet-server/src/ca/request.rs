@@ -1,7 +1,7 @@
 //! A certificate request: the only X.509 that a stranger may send.
 
 use plimsoll_protocol::{DeviceIdentity, Digest};
-use rcgen::{CertificateSigningRequestParams, PublicKeyData};
+use rcgen::{CertificateSigningRequestParams, PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::{self, PemObject};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -13,11 +13,12 @@ use super::CaError;
 /// request, which is refused for its key, has 3,000.
 const MAX_PEM: usize = 4 * 1024;
 const DAMAGED: &str = "it is cut short or damaged";
+const WRONG_KEY: &str = "its key must be ECDSA P-256 or Ed25519";
 
 /// A certificate request whose signature holds: the device has the private key.
 pub struct CheckedRequest {
     identity: DeviceIdentity,
-    request: CertificateSigningRequestParams,
+    public_key: SubjectPublicKeyInfo,
 }
 
 impl CheckedRequest {
@@ -32,18 +33,22 @@ impl CheckedRequest {
             pem::Error::NoItemsFound => refuse("it is not a PEM text of a CERTIFICATE REQUEST".into()),
             _ => refuse(DAMAGED.into()),
         })?;
-        let names = names(&der).ok_or_else(|| refuse(DAMAGED.into()))?;
-        let request = CertificateSigningRequestParams::from_der(&der).map_err(|e| refuse(words(&e)))?;
-        let algorithm = request.public_key.algorithm();
+        let (names, key) = names_and_key(&der).ok_or_else(|| refuse(DAMAGED.into()))?;
+        // Checks the signature. The algorithm that it names is the signature's: a P-384 key may sign with SHA-256 as
+        // a P-256 key does, so the key speaks for itself below.
+        CertificateSigningRequestParams::from_der(&der).map_err(|e| refuse(words(&e)))?;
+        let public_key = SubjectPublicKeyInfo::from_der(&key).map_err(|_| refuse(WRONG_KEY.into()))?;
+        let algorithm = public_key.algorithm();
         if *algorithm != rcgen::PKCS_ECDSA_P256_SHA256 && *algorithm != rcgen::PKCS_ED25519 {
-            return Err(refuse("its key must be ECDSA P-256 or Ed25519".into()));
+            return Err(refuse(WRONG_KEY.into()));
         }
         let own = [identity.device.to_string(), identity.to_string()];
         match names.iter().find(|name| !own.contains(name)) {
             Some(name) => {
-                Err(refuse(format!("it was made for {:?}", name.chars().take(80).collect::<String>())))
+                let name: String = name.chars().take(80).collect();
+                Err(refuse(format!("it was made for {name:?}")))
             }
-            None => Ok(Self { identity, request }),
+            None => Ok(Self { identity, public_key }),
         }
     }
 
@@ -53,13 +58,13 @@ impl CheckedRequest {
     }
 
     /// The key to be certified.
-    pub fn public_key(&self) -> &impl PublicKeyData {
-        &self.request.public_key
+    pub const fn public_key(&self) -> &SubjectPublicKeyInfo {
+        &self.public_key
     }
 
     /// SHA-256 of the public key, as SubjectPublicKeyInfo.
     pub fn key(&self) -> Digest {
-        Digest::of(&self.request.public_key.subject_public_key_info())
+        Digest::of(&self.public_key.subject_public_key_info())
     }
 }
 
@@ -74,15 +79,16 @@ fn words(error: &rcgen::Error) -> String {
         rcgen::Error::UnsupportedExtension => {
             "it asks for an extension that no device's certificate has".into()
         }
-        rcgen::Error::UnsupportedSignatureAlgorithm => "its key must be ECDSA P-256 or Ed25519".into(),
+        rcgen::Error::UnsupportedSignatureAlgorithm => WRONG_KEY.into(),
         other => other.to_string(),
     }
 }
 
-/// Its common names; `None` when it is no request, or more than one.
-fn names(der: &[u8]) -> Option<Vec<String>> {
+/// Its common names and its key (SubjectPublicKeyInfo, DER); `None` when it is no request, or more than one.
+fn names_and_key(der: &[u8]) -> Option<(Vec<String>, Vec<u8>)> {
     let (rest, request) = X509CertificationRequest::from_der(der).ok()?;
-    let subject = &request.certification_request_info.subject;
-    let names = subject.iter_common_name().map(|name| name.as_str().map(str::to_owned));
-    rest.is_empty().then(|| names.collect::<Result<_, _>>().ok()).flatten()
+    let info = &request.certification_request_info;
+    let names = info.subject.iter_common_name().map(|name| name.as_str().map(str::to_owned));
+    let names = names.collect::<Result<_, _>>().ok()?;
+    rest.is_empty().then(|| (names, info.subject_pki.raw.to_vec()))
 }

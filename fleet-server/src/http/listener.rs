@@ -61,6 +61,8 @@ impl Standing {
     /// Returns when this device is kept out; never without a certificate.
     async fn lost(this: Option<Self>, certificate: Option<DeviceCertificate>) {
         if let (Some(mut this), Some(certificate)) = (this, certificate) {
+            // What changed before is answered request by request, in words.
+            this.changes.mark_unchanged();
             while this.changes.changed().await.is_ok() {
                 if !(this.holds)(&certificate) {
                     return;

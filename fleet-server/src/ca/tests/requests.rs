@@ -10,7 +10,7 @@ fn refusal(pem: &str) -> Option<String> {
 const CORPUS: [(&str, &str, Option<&str>); 17] = [
     ("good", include_str!("requests/good.pem"), None),
     ("no-name", include_str!("requests/no-name.pem"), None),
-    ("wants-to-be-authority", include_str!("requests/wants-to-be-authority.pem"), Some("extension")),
+    ("wants-to-be-authority", include_str!("requests/wants-to-be-authority.pem"), None),
     ("unknown-extension", include_str!("requests/unknown-extension.pem"), Some("extension")),
     ("rsa", include_str!("requests/rsa.pem"), Some("ECDSA P-256 or Ed25519")),
     ("p384", include_str!("requests/p384.pem"), Some("ECDSA P-256 or Ed25519")),
@@ -37,9 +37,18 @@ const CORPUS: [(&str, &str, Option<&str>); 17] = [
 
 #[test]
 fn each_wrong_request_is_refused_for_what_is_wrong_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let authorities = open(dir.path());
     for (name, pem, expected) in CORPUS {
         match (refusal(pem), expected) {
-            (None, None) => {}
+            (None, None) => {
+                let taken = CheckedRequest::parse(identity(), pem).unwrap();
+                let issued = authorities.issue(taken.identity(), taken.public_key(), NOW).unwrap();
+                let der = CertificateDer::from_pem_slice(issued.chain_pem.as_bytes()).unwrap();
+                let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+                assert!(!certificate.is_ca(), "{name} was made an authority");
+                assert_eq!(certificate.subject().to_string(), "CN=acme.cam-1", "{name}");
+            }
             (Some(refused), Some(words)) => {
                 assert!(refused.contains("cam-1") && refused.contains(words), "{name}: {refused}");
             }

@@ -11,7 +11,7 @@ use plimsoll_protocol::wire::v1::Severity;
 use super::access::need;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::ca::{CaError, fingerprints};
+use crate::ca::{CaError, Notes, fingerprints};
 use crate::clock;
 use crate::http::problem::{Answer, Failure};
 
@@ -37,6 +37,7 @@ pub async fn switch(State(app): State<Arc<App>>, caller: Caller) -> Answer<axum:
     let (before, now) = (app.ca.issuing().fingerprint(), clock::now_ms());
     app.ca.switch(published(&app).await?.as_deref(), now).map_err(refused)?;
     app.certificate.renew(&app.ca.issuing(), now).map_err(refused)?;
+    Notes::write(&app.state_dir, &app.ca, &app.certificate);
     let info = info(&app).await?;
     let text = format!(
         "the fleet's authority is {} now, after {}; devices renew with it when their time comes",
