@@ -1,6 +1,7 @@
 //! Starting what the core ordered. Everything here returns at once; what becomes of it comes back as an event.
 
 use plimsoll_agent_core::{Effect, Event, Failure, ModelEvent};
+use plimsoll_protocol::wire::v1::Severity;
 use plimsoll_protocol::{Digest, ModelName};
 
 use super::work::{Done, FetchJob};
@@ -135,6 +136,9 @@ impl Driver {
         }
         if let Some(refusal) = &done.refusal {
             self.report_refusal(refusal, &model, digest);
+        }
+        if let Some(came) = done.came {
+            self.report_event(Severity::Info, "bundle.fetched", came, Some(&model), Some(digest));
         }
         self.feed(Event::Of { model, digest, what: done.what });
     }

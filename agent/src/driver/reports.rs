@@ -6,13 +6,14 @@ use plimsoll_agent_core::Report;
 use plimsoll_protocol::wire::v1::{
     Birth, DriftReport, Event, Health, MAX_REPORT_BYTES, RunningModel, Severity, State, Topic, Up,
 };
-use plimsoll_protocol::{Digest, ModelName};
+use plimsoll_protocol::{DeviceIdentity, Digest, ModelName};
 use serde::Serialize;
 
 use super::Driver;
 use crate::fetch::FetchError;
+use crate::mqtt::batch::{self, BATCH_BYTES, BATCH_FROM, BATCH_REPORTS};
 use crate::mqtt::{Outgoing, WINDOW};
-use crate::outbox::NewReport;
+use crate::outbox::{NewReport, Waiting};
 
 /// Longest text of an event, bytes: with the rest of an event and its envelope it stays far under 3 KiB.
 const MAX_TEXT: usize = 600;
@@ -162,22 +163,30 @@ impl Driver {
         if !std::mem::take(&mut self.reports.waiting) && !resend {
             return;
         }
-        let head = match self.outbox.pending(WINDOW) {
+        let head = match self.outbox.pending(BATCH_REPORTS, BATCH_BYTES) {
             Ok(head) => head,
             Err(error) => {
                 tracing::error!(error = crate::causes(&error), "the outbox cannot be read");
                 return;
             }
         };
-        for report in head {
-            let id = (report.inc, report.boot, report.seq);
-            if !self.outflow.is_due(id, now) {
-                continue;
+        let due = |report: &Waiting| self.outflow.is_due(report.id(), now);
+        let gathered: Vec<Waiting> = head.iter().filter(|r| due(*r)).cloned().collect();
+        let who = &identity.who;
+        if gathered.len() >= BATCH_FROM && self.outflow.may_batch(now) {
+            let sent =
+                batch::encode(&gathered).is_ok_and(|zlib| link.publish(upward(who, Up::Batch, zlib)).is_ok());
+            if sent {
+                gathered.iter().for_each(|report| self.outflow.sent_in_batch(report.id(), now));
+            } else {
+                self.reports.waiting = true;
             }
-            let topic = Topic::Up(identity.who.clone(), report.kind);
-            let message =
-                Outgoing { topic, payload: report.json, assured: true, retain: false, expiry_s: None };
-            if link.publish(message).is_err() {
+            return;
+        }
+        let alone: Vec<Waiting> = head.into_iter().take(WINDOW).filter(due).collect();
+        for report in alone {
+            let id = report.id();
+            if link.publish(upward(who, report.kind, report.json)).is_err() {
                 self.reports.waiting = true;
                 return;
             }
@@ -250,6 +259,12 @@ impl Driver {
         sent.inspect_err(|_| tracing::warn!(mqtt.kind = kind.as_str(), "the link is full; not published"))
             .is_ok()
     }
+}
+
+/// A message that is acknowledged and not retained.
+fn upward(who: &DeviceIdentity, kind: Up, payload: Vec<u8>) -> Outgoing {
+    let topic = Topic::Up(who.clone(), kind);
+    Outgoing { topic, payload, assured: true, retain: false, expiry_s: None }
 }
 
 fn log(event: &Event) {

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 
 use plimsoll_protocol::wire::v1::{
-    Ack, Desired, DesiredModel, Down, Envelope, JobPhase, JobReport, State, Topic, Up, UpdatePolicy,
+    Ack, BatchEntry, Desired, DesiredModel, Down, Envelope, JobPhase, JobReport, State, Topic, Up, UpdatePolicy,
 };
 use serde_json::{Value, json};
 
@@ -155,11 +155,24 @@ impl Rig {
         self.driver.core.running().iter().map(|m| m.version.to_string()).collect()
     }
 
-    /// Bodies of what was published of one kind.
+    /// Bodies of what was published of one kind, alone or in a batch.
     fn said(&self, kind: Up) -> Vec<Value> {
-        let wire = self.wire.0.lock().unwrap();
-        let of_kind = wire.iter().filter(|m| matches!(&m.topic, Topic::Up(_, k) if *k == kind));
-        of_kind.map(|m| serde_json::from_slice::<Envelope<Value>>(&m.payload).unwrap().body).collect()
+        let (wire, mut said) = (self.wire.0.lock().unwrap(), Vec::new());
+        for message in wire.iter() {
+            match &message.topic {
+                Topic::Up(_, Up::Batch) => {
+                    let inflated = flate2::read::ZlibDecoder::new(message.payload.as_slice());
+                    let entries: Vec<BatchEntry> = serde_json::from_reader(inflated).unwrap();
+                    let of_kind = entries.into_iter().filter(|e| e.kind == kind.as_str());
+                    said.extend(of_kind.map(|e| e.report.body));
+                }
+                Topic::Up(_, k) if *k == kind => {
+                    said.push(serde_json::from_slice::<Envelope<Value>>(&message.payload).unwrap().body);
+                }
+                _ => {}
+            }
+        }
+        said
     }
 
     fn phases(&self) -> Vec<JobPhase> {

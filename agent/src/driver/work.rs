@@ -6,11 +6,10 @@
 use std::path::PathBuf;
 
 use plimsoll_agent_core::{Device, Failure, ModelEvent, preflight};
-use plimsoll_protocol::bundle::FileEntry;
 use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
 
-use crate::fetch::{BlobSink, FetchError, HttpSource, Trust};
-use crate::slots::{FileWriter, SlotError, Slots, Staging};
+use crate::fetch::{self, Came, FetchError, HttpSource, Local, Trust, blocking, slot_error};
+use crate::slots::Slots;
 
 /// Newest `ai.onnx` operator set that the runtime is known to read; a newer one is told before it is fetched.
 const MAX_OPSET: i64 = 22;
@@ -26,12 +25,14 @@ pub(super) struct Done {
     pub issued: Option<UnixSeconds>,
     /// Something was refused that the operator must hear of under its own code.
     pub refusal: Option<FetchError>,
+    /// How the files of a fetch came, in words.
+    pub came: Option<String>,
 }
 
 impl Done {
     /// An end that is an event and nothing else.
     pub const fn plain(what: ModelEvent) -> Self {
-        Self { about: None, what, issued: None, refusal: None }
+        Self { about: None, what, issued: None, refusal: None, came: None }
     }
 }
 
@@ -62,8 +63,8 @@ pub(super) fn own_program() -> PathBuf {
 
 /// Refreshes trust, admits the manifest, checks that this device can run it, fetches what is missing.
 pub(super) async fn fetch(job: FetchJob) -> Done {
-    let mut issued = None;
-    let what = match fetch_inner(&job, &mut issued).await {
+    let (mut issued, mut came) = (None, Came::default());
+    let what = match fetch_inner(&job, &mut issued, &mut came).await {
         Ok(what) => what,
         Err(error) => {
             let failure = if error.transient { Failure::Transient } else { Failure::Permanent };
@@ -72,10 +73,15 @@ pub(super) async fn fetch(job: FetchJob) -> Done {
             return Done { issued, refusal: Some(error), ..Done::plain(what) };
         }
     };
-    Done { issued, ..Done::plain(what) }
+    let came = (!came.files.is_empty()).then(|| format!("{} {}: {came}", job.model, job.version));
+    Done { issued, came, ..Done::plain(what) }
 }
 
-async fn fetch_inner(job: &FetchJob, issued: &mut Option<UnixSeconds>) -> Result<ModelEvent, FetchError> {
+async fn fetch_inner(
+    job: &FetchJob,
+    issued: &mut Option<UnixSeconds>,
+    came: &mut Came,
+) -> Result<ModelEvent, FetchError> {
     let mut view = job.trust.refresh(&job.source, job.now).await?;
     *issued = view.issued();
     let (manifest, bytes) = view.manifest(&job.source, &job.model, &job.version, job.digest).await?;
@@ -97,33 +103,15 @@ async fn fetch_inner(job: &FetchJob, issued: &mut Option<UnixSeconds>) -> Result
         Ok((staging, missing))
     })
     .await?;
+    let (slots, model, digest) = (job.slots.clone(), job.model.clone(), job.digest);
+    let local = blocking(move || Ok(Local::find(&slots, &model, digest))).await?;
+    let before = job.source.bytes_received();
     for entry in &missing {
-        file(&job.source, &staging, entry).await?;
+        let way = fetch::file(&job.source, &local, &staging, entry).await?;
+        came.files.push((entry.clone(), way));
+        came.received = job.source.bytes_received() - before;
     }
     Ok(ModelEvent::FetchDone)
-}
-
-/// Fetches one file. When a continued part turns out wrong it is fetched once more from its start: what was damaged
-/// may have been the part on this disk.
-async fn file(source: &HttpSource, staging: &Staging, entry: &FileEntry) -> Result<(), FetchError> {
-    loop {
-        let writer = staging.file(entry).map_err(slot_error)?;
-        let continued = writer.offset() > 0;
-        let (writer, fetched) = source.blob(entry.sha256, entry.size, writer).await;
-        fetched.map_err(|e| FetchError { text: format!("file {}: {}", entry.path, e.text), ..e })?;
-        let Some(writer) = writer else {
-            return Err(FetchError::transient(
-                "fetch.disk",
-                format!("file {}: the disk task was lost", entry.path),
-            ));
-        };
-        match blocking(move || writer.finish()).await {
-            Err(error) if continued && !error.transient => {
-                tracing::warn!(error = %error, "a continued download was damaged; it is fetched again whole");
-            }
-            end => return end,
-        }
-    }
 }
 
 /// Makes what was fetched a slot.
@@ -134,35 +122,6 @@ pub(super) async fn stage(slots: Slots, digest: Digest) -> ModelEvent {
             let failure = if error.transient { Failure::Transient } else { Failure::Permanent };
             ModelEvent::StageFailed { failure, reason: error.text }
         }
-    }
-}
-
-/// Runs disk work off the driver's thread.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SlotError> + Send + 'static,
-) -> Result<T, FetchError> {
-    let lost = |_| FetchError::transient("fetch.disk", "the disk task was lost");
-    tokio::task::spawn_blocking(work).await.map_err(lost)?.map_err(slot_error)
-}
-
-fn slot_error(error: SlotError) -> FetchError {
-    let text = crate::causes(&error);
-    if error.is_transient() {
-        FetchError::transient("fetch.disk", text)
-    } else {
-        FetchError::permanent("bundle.tampered", text)
-    }
-}
-
-impl BlobSink for FileWriter {
-    fn have(&self) -> u64 {
-        self.offset()
-    }
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        Self::write(self, bytes).map_err(std::io::Error::other)
-    }
-    fn restart(&mut self) -> std::io::Result<()> {
-        Self::restart(self).map_err(std::io::Error::other)
     }
 }
 

@@ -1,5 +1,7 @@
 //! One HTTPS client with the device's certificate.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,9 +35,11 @@ pub trait BlobSink: Send + 'static {
 /// The server's HTTPS side. Clones share connections.
 #[derive(Debug, Clone)]
 pub struct HttpSource {
-    client: reqwest::Client,
-    base: String,
-    bandwidth: Option<u64>,
+    pub(super) client: reqwest::Client,
+    pub(super) base: String,
+    /// One for all transfers of the device: two models that are fetched at once share the cap.
+    pace: Option<Arc<Mutex<Pace>>>,
+    received: Arc<AtomicU64>,
     clock: Clock,
 }
 
@@ -57,15 +61,36 @@ impl HttpSource {
             .pool_max_idle_per_host(1)
             .user_agent(concat!("plimsoll-agent/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { client, base: base.trim_end_matches('/').to_owned(), bandwidth, clock })
+        let pace = bandwidth.map(|b| Arc::new(Mutex::new(Pace::new(b, clock.mono_ms()))));
+        let base = base.trim_end_matches('/').to_owned();
+        Ok(Self { client, base, pace, received: Arc::default(), clock })
+    }
+
+    /// Bytes of files and deltas that came over the network since the start.
+    pub fn bytes_received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+
+    /// Counts what came, and waits as the bandwidth cap demands.
+    pub(super) async fn received(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Relaxed);
+        let wait = self.pace.as_ref().map_or(0, |pace| {
+            pace.lock().unwrap_or_else(PoisonError::into_inner).read(bytes, self.clock.mono_ms())
+        });
+        if wait > 0 {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
+    }
+
+    /// A failure of the transport.
+    pub(super) fn network(&self, url: &str, error: reqwest::Error) -> FetchError {
+        FetchError::transient("fetch.network", format!("{url}: {}", causes(&error.without_url())))
     }
 
     /// A small document whole, or `None` for "there is none".
     pub async fn document(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, FetchError> {
         let url = format!("{}{path}", self.base);
-        let network = |e: reqwest::Error| {
-            FetchError::transient("fetch.network", format!("{url}: {}", causes(&e.without_url())))
-        };
+        let network = |e: reqwest::Error| self.network(&url, e);
         let mut response = self.client.get(&url).send().await.map_err(network)?;
         match response.status().as_u16() {
             200 => {}
@@ -130,9 +155,7 @@ impl HttpSource {
             let etag = format!("\"{digest}\"");
             request = request.header(header::RANGE, format!("bytes={have}-")).header(header::IF_RANGE, etag);
         }
-        let network = |e: reqwest::Error| {
-            FetchError::transient("fetch.network", format!("{url}: {}", causes(&e.without_url())))
-        };
+        let network = |e: reqwest::Error| self.network(&url, e);
         let mut response = request.send().await.map_err(network)?;
         let from = match judge(reply(&response), have, size) {
             Verdict::Append => have,
@@ -151,9 +174,17 @@ impl HttpSource {
                 return Err(self.refusal(&url, &response, have, size));
             }
         };
-        let mut pace = self.bandwidth.map(|b| Pace::new(b, self.clock.mono_ms()));
         let (mut got, mut batch) = (from, Vec::new());
-        while let Some(chunk) = response.chunk().await.map_err(network)? {
+        loop {
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => {
+                    // What came before the cut need not come again.
+                    self.store(&url, held, batch).await?;
+                    return Err(network(error));
+                }
+            };
             got += chunk.len() as u64;
             if got > size {
                 let text = format!("{url} sends more than the {size} bytes signed: refused as endless data");
@@ -163,10 +194,7 @@ impl HttpSource {
             if batch.iter().map(Bytes::len).sum::<usize>() >= BATCH {
                 self.store(&url, held, std::mem::take(&mut batch)).await?;
             }
-            let wait = pace.as_mut().map_or(0, |p| p.read(chunk.len() as u64, self.clock.mono_ms()));
-            if wait > 0 {
-                tokio::time::sleep(Duration::from_millis(wait)).await;
-            }
+            self.received(chunk.len() as u64).await;
         }
         self.store(&url, held, batch).await?;
         if got < size {
@@ -176,7 +204,7 @@ impl HttpSource {
         Ok(true)
     }
 
-    async fn store<S: BlobSink>(
+    pub(super) async fn store<S: BlobSink>(
         &self,
         url: &str,
         held: &mut Option<S>,
@@ -222,7 +250,7 @@ impl HttpSource {
     }
 }
 
-fn reply(response: &reqwest::Response) -> Reply<'_> {
+pub(super) fn reply(response: &reqwest::Response) -> Reply<'_> {
     let headers: &HeaderMap = response.headers();
     let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
     Reply {

@@ -3,21 +3,30 @@
 //! | part | does |
 //! |---|---|
 //! | [`HttpSource`] | one client with the device's certificate: small documents, and blobs with resume |
+//! | `file` | one file of a bundle by the cheapest way: it is here, a delta, the whole |
+//! | `patch` | a file as a delta to one that is here |
+//! | [`Local`] | what is here |
 //! | `ranged` | what an answer to a ranged request means (pure) |
 //! | `pace` | the bandwidth cap (pure) |
 //! | [`Trust`] | drives the TUF client of the protocol and stores what it trusts |
 //!
 //! The network is believed in nothing: every byte ends at a digest that a signature covers.
 
+mod file;
 mod http;
+mod local;
 mod pace;
+mod patch;
 mod ranged;
 mod trust;
 
 use std::time::Duration;
 
+pub use file::{Came, Way, blocking, file, slot_error};
 pub use http::{BlobSink, HttpSource};
-pub use trust::{Refresh, Trust};
+pub use local::Local;
+pub use patch::{OldFile, Patched};
+pub use trust::{Documents, Refresh, Trust};
 
 /// A fetch that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]

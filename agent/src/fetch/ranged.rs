@@ -1,6 +1,8 @@
 //! What an answer to a ranged request for a blob means. Pure, because each of these answers was seen from some
 //! server, proxy or cache, and most of them spoil a file when they are misread.
 
+use std::time::Duration;
+
 /// The parts of an answer that decide.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reply<'a> {
@@ -76,6 +78,42 @@ pub fn judge(reply: Reply<'_>, have: u64, size: u64) -> Verdict {
     }
 }
 
+/// What an answer to a request for a delta means. A delta can always be done without, so there is no "later" and no
+/// "never": whatever is odd means that the file is fetched whole, which then meets the same server and says what ails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeltaVerdict {
+    /// The body begins where it was asked for.
+    Part,
+    /// The body begins at the delta's first byte.
+    Whole,
+    /// It is being built; ask again after this.
+    Building(Duration),
+    /// There is none to be had; why.
+    None(String),
+}
+
+/// Judges the answer to a request for a delta from byte `from` on.
+pub fn judge_delta(reply: Reply<'_>, from: u64) -> DeltaVerdict {
+    if reply.content_encoding.is_some_and(|e| e != "identity") {
+        return DeltaVerdict::None("it came with a content-encoding, which was not asked for".into());
+    }
+    match reply.status {
+        200 => DeltaVerdict::Whole,
+        202 => DeltaVerdict::Building(Duration::from_secs(retry_after(reply).unwrap_or(1))),
+        206 => {
+            let begins =
+                reply.content_range.and_then(|r| r.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+            if begins == Some(from) {
+                DeltaVerdict::Part
+            } else {
+                DeltaVerdict::None(format!("the part of it that came does not begin at byte {from}"))
+            }
+        }
+        404 => DeltaVerdict::None("the server has none".into()),
+        status => DeltaVerdict::None(format!("the server answered {status}")),
+    }
+}
+
 fn later(why: &str, reply: Reply<'_>) -> Verdict {
     Verdict::Later { why: why.to_owned(), after_s: retry_after(reply) }
 }
@@ -130,5 +168,31 @@ mod tests {
         assert_eq!(after(Some("120")), Some(120));
         assert_eq!(after(Some("99999999")), Some(MAX_RETRY_AFTER_S));
         assert_eq!(after(Some("Wed, 21 Oct 2026 07:28:00 GMT")), Some(60));
+    }
+
+    #[test]
+    fn an_odd_answer_means_that_a_delta_is_done_without() {
+        let status = |status| Reply { status, ..Reply::default() };
+        let part = |range| Reply { status: 206, content_range: Some(range), ..Reply::default() };
+        let building = Reply { retry_after: Some("2"), ..status(202) };
+        let gzip = Reply { content_encoding: Some("gzip"), ..status(200) };
+        for (reply, from, expected) in [
+            (status(200), 0, "Whole"),
+            (status(200), 96, "Whole"),
+            (part("bytes 96-200/201"), 96, "Part"),
+            (part("bytes 0-65535/70000"), 0, "Part"),
+            (part("bytes 97-200/201"), 96, "None"),
+            (part("96"), 96, "None"),
+            (status(206), 96, "None"),
+            (building, 0, "Building(2s)"),
+            (status(202), 0, "Building(1s)"),
+            (gzip, 0, "None"),
+            (status(404), 0, "None"),
+            (status(503), 0, "None"),
+            (status(302), 0, "None"),
+        ] {
+            let got = format!("{:?}", judge_delta(reply, from));
+            assert!(got.starts_with(expected), "{reply:?}: expected {expected}, got {got}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use plimsoll_protocol::Digest;
+use plimsoll_protocol::delta::{Block, Header, Op, PATH, Plan};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -30,12 +31,15 @@ pub(crate) enum Fault {
     Busy,
     /// The first byte of what is sent is another.
     Flipped,
+    /// Not ready yet, once.
+    BuildingOnce,
 }
 
 #[derive(Default)]
 struct Shared {
     files: BTreeMap<String, Vec<u8>>,
     fault: Fault,
+    delta_fault: Fault,
     asked: Vec<(String, Option<String>)>,
 }
 
@@ -83,7 +87,7 @@ impl Server {
     }
 
     pub fn source(&self, bandwidth: Option<u64>) -> HttpSource {
-        let clock = Clock::start(0);
+        let clock = Clock::start(0, crate::clock::ClockTrust::Trusted);
         let config = tls::mutual(&self.identity, &clock).unwrap();
         HttpSource::new(&self.identity.https, config, bandwidth, clock).unwrap()
     }
@@ -98,6 +102,11 @@ impl Server {
         digest
     }
 
+    /// Offers the delta between two files; it need not be one.
+    pub fn put_delta(&self, old: &[u8], new: &[u8], delta: &[u8]) {
+        self.put(&format!("{PATH}/{}/{}", Digest::of(old), Digest::of(new)), delta);
+    }
+
     pub fn remove(&self, path: &str) {
         self.shared.lock().unwrap().files.remove(path);
     }
@@ -106,10 +115,19 @@ impl Server {
         self.shared.lock().unwrap().fault = fault;
     }
 
+    pub fn delta_fault(&self, fault: Fault) {
+        self.shared.lock().unwrap().delta_fault = fault;
+    }
+
     /// The ranges that blobs were asked for with, since the last call.
     pub fn ranges(&self) -> Vec<Option<String>> {
+        self.asked("/blobs/").into_iter().map(|(_, range)| range).collect()
+    }
+
+    /// What was asked for below a path, with its range, since the last call.
+    pub fn asked(&self, below: &str) -> Vec<(String, Option<String>)> {
         let asked = std::mem::take(&mut self.shared.lock().unwrap().asked);
-        asked.into_iter().filter(|(path, _)| path.starts_with("/blobs/")).map(|(_, range)| range).collect()
+        asked.into_iter().filter(|(path, _)| path.starts_with(below)).collect()
     }
 }
 
@@ -145,7 +163,14 @@ async fn answer(
     let (file, fault) = {
         let mut shared = shared.lock().unwrap();
         shared.asked.push((path.clone(), range.clone()));
-        let fault = if path.starts_with("/blobs/") { shared.fault } else { Fault::None };
+        let fault = match path.split('/').nth(1) {
+            Some("blobs") => shared.fault,
+            Some("deltas") => shared.delta_fault,
+            _ => Fault::None,
+        };
+        if fault == Fault::BuildingOnce {
+            shared.delta_fault = Fault::None;
+        }
         (shared.files.get(&path).cloned(), fault)
     };
     let response = respond(file, range.as_deref(), fault);
@@ -165,21 +190,27 @@ fn respond(file: Option<Vec<u8>>, range: Option<&str>, fault: Fault) -> Vec<u8> 
         format!("HTTP/1.1 {status}\r\nconnection: close\r\n{rest}\r\n").into_bytes()
     };
     let Some(mut file) = file else { return head("404 Not Found", "content-length: 0\r\n") };
+    if fault == Fault::BuildingOnce {
+        return head("202 Accepted", "retry-after: 1\r\ncontent-length: 0\r\n");
+    }
     if fault == Fault::Busy {
         return head("503 Busy", "retry-after: 7\r\ncontent-length: 0\r\n");
     }
     let size = file.len();
-    let from = range.and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let asked = range.and_then(|r| r.strip_prefix("bytes=")?.split_once('-'));
+    let last = asked.and_then(|(_, last)| last.parse::<usize>().ok()).unwrap_or(size).min(size.saturating_sub(1));
+    let from = asked.and_then(|(first, _)| first.parse::<usize>().ok());
     let from = from.filter(|_| fault != Fault::NoRanges);
     let mut response = match from {
         _ if fault == Fault::Endless => head("200 OK", ""),
         Some(from) => {
             let from = from + usize::from(fault == Fault::WrongPart);
+            file.truncate(last + 1);
             file.drain(..from);
             let length = file.len();
             head(
                 "206 Partial",
-                &format!("content-range: bytes {from}-{}/{size}\r\ncontent-length: {length}\r\n", size - 1),
+                &format!("content-range: bytes {from}-{last}/{size}\r\ncontent-length: {length}\r\n"),
             )
         }
         None => head("200 OK", &format!("content-length: {size}\r\n")),
@@ -191,4 +222,34 @@ fn respond(file: Option<Vec<u8>>, range: Option<&str>, fault: Fault) -> Vec<u8> 
     }
     response.extend_from_slice(&file);
     response
+}
+
+/// A delta in blocks of `step` bytes, each a copy where the files are equal and stored as it is elsewhere.
+pub(crate) fn delta(old: &[u8], new: &[u8], step: usize) -> Vec<u8> {
+    let header = Header {
+        old: Digest::of(old),
+        new: Digest::of(new),
+        old_size: old.len() as u64,
+        new_size: new.len() as u64,
+    };
+    let (mut blocks, mut body) = (Vec::new(), Vec::new());
+    for (n, part) in new.chunks(step).enumerate() {
+        let at = n * step;
+        let equal = old.get(at..at + part.len()) == Some(part);
+        let stored = if equal { Vec::new() } else { frame(part) };
+        let op = if equal { Op::Copy { old: at as u64 } } else { Op::Data };
+        blocks.push(Block { op, output: part.len() as u32, stored: stored.len() as u32 });
+        body.extend_from_slice(&stored);
+    }
+    let mut delta = Plan::new(header, blocks).unwrap().encode();
+    delta.extend_from_slice(&body);
+    delta
+}
+
+/// A zstd frame with one raw block of at most 128 KiB (RFC 8878, 3.1.1).
+fn frame(bytes: &[u8]) -> Vec<u8> {
+    let size = bytes.len() as u32;
+    let raw_and_last = size << 3 | 1;
+    let head = [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0][..], &size.to_le_bytes(), &raw_and_last.to_le_bytes()[..3]];
+    [head.concat(), bytes.to_vec()].concat()
 }

@@ -5,7 +5,7 @@ use super::{BlobSink, FetchError};
 
 /// A sink in memory.
 #[derive(Default)]
-struct Memory(Vec<u8>);
+pub(super) struct Memory(pub Vec<u8>);
 
 impl BlobSink for Memory {
     fn have(&self) -> u64 {
@@ -81,7 +81,7 @@ async fn endless_data_is_cut_off_and_a_busy_server_says_when() {
 }
 
 #[tokio::test]
-async fn the_bandwidth_cap_holds() {
+async fn the_bandwidth_cap_holds_over_all_transfers() {
     let server = Server::start().await;
     let digest = server.put_blob(&content());
     let start = std::time::Instant::now();

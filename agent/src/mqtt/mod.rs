@@ -10,6 +10,7 @@
 //! (a full link answers [`Full`]), so the two cannot wait for each other.
 
 mod backoff;
+pub mod batch;
 mod inbound;
 mod outflow;
 mod rumqtt;

@@ -21,24 +21,42 @@ pub const RESEND_MS: u64 = 30_000;
 /// Reports in flight.
 #[derive(Debug, Default)]
 pub struct Outflow {
-    sent_at: BTreeMap<ReportId, u64>,
+    sent: BTreeMap<ReportId, Sent>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    at_ms: u64,
+    /// As one of many in a message.
+    batched: bool,
 }
 
 impl Outflow {
     /// Whether a waiting report is to be published now: not in flight, or for too long. The caller asks for the first
     /// [`WINDOW`] in order of priority and says [`Self::sent`] for each that the link took.
     pub fn is_due(&self, id: ReportId, mono_ms: u64) -> bool {
-        self.sent_at.get(&id).is_none_or(|at| mono_ms.saturating_sub(*at) >= RESEND_MS)
+        self.sent.get(&id).is_none_or(|sent| sent.is_overdue(mono_ms))
     }
 
     /// The link took a report.
     pub fn sent(&mut self, id: ReportId, mono_ms: u64) {
-        self.sent_at.insert(id, mono_ms);
+        self.sent.insert(id, Sent { at_ms: mono_ms, batched: false });
+    }
+
+    /// The link took a report as a part of a batch.
+    pub fn sent_in_batch(&mut self, id: ReportId, mono_ms: u64) {
+        self.sent.insert(id, Sent { at_ms: mono_ms, batched: true });
+    }
+
+    /// Whether reports may go together. Not while an earlier batch is overdue: should a server or a broker on the way
+    /// not take batches, the reports pass one by one, and none waits for ever behind a message that never arrives.
+    pub fn may_batch(&self, mono_ms: u64) -> bool {
+        !self.sent.values().any(|sent| sent.batched && sent.is_overdue(mono_ms))
     }
 
     /// The server has committed these. What an acknowledgement of another incarnation names was never in flight here.
     pub fn acknowledged(&mut self, ack: &Ack) {
-        self.sent_at.retain(|(inc, boot, seq), _| {
+        self.sent.retain(|(inc, boot, seq), _| {
             *inc != ack.inc
                 || !ack.ranges.iter().any(|(b, low, high)| boot == b && (low..=high).contains(&seq))
         });
@@ -46,12 +64,18 @@ impl Outflow {
 
     /// The connection is gone, and with it whatever was not acknowledged: all of it is due again.
     pub fn connection_lost(&mut self) {
-        self.sent_at.clear();
+        self.sent.clear();
     }
 
     /// When the oldest report in flight is due again, if any is.
     pub fn next_resend_ms(&self) -> Option<u64> {
-        self.sent_at.values().min().map(|at| at + RESEND_MS)
+        self.sent.values().map(|sent| sent.at_ms + RESEND_MS).min()
+    }
+}
+
+impl Sent {
+    const fn is_overdue(self, mono_ms: u64) -> bool {
+        mono_ms.saturating_sub(self.at_ms) >= RESEND_MS
     }
 }
 
@@ -94,5 +118,20 @@ mod tests {
         let flying: Vec<ReportId> = head.into_iter().filter(|id| !flow.is_due(*id, 1)).collect();
         assert_eq!(flying, [head[0], head[3], head[4]], "a range that runs backwards names nothing");
         assert_eq!(flow.next_resend_ms(), Some(RESEND_MS));
+    }
+
+    #[test]
+    fn after_a_batch_that_nobody_acknowledged_reports_go_one_by_one_until_they_are_through() {
+        let mut flow = Outflow::default();
+        let (a, b) = (id(1, 1, 1), id(1, 1, 2));
+        flow.sent_in_batch(a, 0);
+        flow.sent_in_batch(b, 0);
+        assert!(flow.may_batch(RESEND_MS - 1));
+        assert!(!flow.may_batch(RESEND_MS));
+        flow.sent(a, RESEND_MS);
+        assert!(!flow.may_batch(RESEND_MS), "the other one has not been sent alone yet");
+        let inc = Incarnation::from_bytes([1; 16]);
+        flow.acknowledged(&Ack { inc, ranges: vec![(1, 2, 2)], server_ms: 0 });
+        assert!(flow.may_batch(RESEND_MS));
     }
 }

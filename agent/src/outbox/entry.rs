@@ -63,6 +63,13 @@ pub struct Waiting {
     pub json: Vec<u8>,
 }
 
+impl Waiting {
+    /// What it is counted by.
+    pub const fn id(&self) -> (Incarnation, u64, u64) {
+        (self.inc, self.boot, self.seq)
+    }
+}
+
 /// Bytes of a key.
 const KEY: usize = 1 + 8 + 8 + 16;
 /// What an entry costs besides its envelope: the key, and about as much again of the tree's pages.

@@ -151,15 +151,20 @@ impl Outbox {
         Ok(done.pushed)
     }
 
-    /// The reports to send next, most important first, oldest first.
-    pub fn pending(&mut self, limit: usize) -> Result<Vec<Waiting>, OutboxError> {
+    /// The reports to send next, most important first, oldest first: at most `limit`, and no more than fit into
+    /// `max_bytes`.
+    pub fn pending(&mut self, limit: usize, max_bytes: u64) -> Result<Vec<Waiting>, OutboxError> {
         self.read(|table| {
-            let entries = table.range::<&[u8]>(..)?.take(limit);
-            let waiting = entries.map(|entry| {
+            let (mut waiting, mut bytes) = (Vec::new(), 0_u64);
+            for entry in table.range::<&[u8]>(..)?.take(limit) {
                 let (key, value) = entry?;
-                Ok(Key::decode(key.value()).map(|key| key.waiting(value.value().to_vec())))
-            });
-            Ok(waiting.collect::<Result<Vec<_>, redb::Error>>()?.into_iter().flatten().collect())
+                bytes = bytes.saturating_add(value.value().len() as u64);
+                if bytes > max_bytes {
+                    break;
+                }
+                waiting.extend(Key::decode(key.value()).map(|key| key.waiting(value.value().to_vec())));
+            }
+            Ok(waiting)
         })
     }
 
@@ -214,8 +219,14 @@ impl Outbox {
     /// The highest boot number of a report that waits. A device that lost its anchor counts on from here, so that
     /// the reports of its past stay apart from its new ones.
     pub fn highest_boot(&mut self) -> Result<u64, OutboxError> {
-        let all = self.pending(usize::MAX)?;
-        Ok(all.iter().map(|w| w.boot).max().unwrap_or(0))
+        self.read(|table| {
+            let mut highest = 0;
+            for entry in table.range::<&[u8]>(..)? {
+                let (key, _) = entry?;
+                highest = highest.max(Key::decode(key.value()).map_or(0, |key| key.boot));
+            }
+            Ok(highest)
+        })
     }
 
     /// Opens the database; one that cannot be read is set aside, and the next is a new one.

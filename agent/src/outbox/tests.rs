@@ -29,7 +29,7 @@ fn push(outbox: &mut Outbox, kind: Up, text: &str) -> Pushed {
 }
 
 fn texts(outbox: &mut Outbox) -> Vec<String> {
-    let pending = outbox.pending(usize::MAX).unwrap();
+    let pending = outbox.pending(usize::MAX, u64::MAX).unwrap();
     pending.into_iter().map(|w| String::from_utf8(w.json).unwrap()).collect()
 }
 
@@ -49,7 +49,7 @@ fn reports_survive_a_restart_and_leave_most_important_first_oldest_first() {
     assert_eq!(outbox.len(), 4);
     push(&mut outbox, Up::Event, "e0 of boot 2");
     assert_eq!(texts(&mut outbox), ["e2", "e0 of boot 2", "j1", "j3", "d0"]);
-    let head = outbox.pending(1).unwrap();
+    let head = outbox.pending(1, u64::MAX).unwrap();
     assert_eq!(head, [Waiting { kind: Up::Event, inc: INC, boot: 1, seq: 2, json: b"e2".to_vec() }]);
     assert_eq!(outbox.highest_boot().unwrap(), 2);
 }
@@ -76,6 +76,17 @@ fn an_acknowledgement_for_another_incarnation_forgets_nothing_of_this_one() {
     assert_eq!(outbox.len(), 2);
     assert_eq!(outbox.forget(&ack(&[(1, 0, 9)])).unwrap(), 1);
     assert_eq!(texts(&mut outbox), ["present"]);
+}
+
+#[test]
+fn what_is_taken_at_once_is_bounded_in_bytes_too() {
+    let bench = Bench::new();
+    let mut outbox = bench.open(1);
+    for n in 0..10 {
+        push(&mut outbox, Up::Drift, &format!("{n:>1000}"));
+    }
+    assert_eq!(outbox.pending(usize::MAX, 3_500).unwrap().len(), 3);
+    assert_eq!(outbox.pending(2, 3_500).unwrap().len(), 2);
 }
 
 #[test]

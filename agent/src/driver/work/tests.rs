@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::testing::{NOW, World, model, model_file, version};
 use super::*;
-use crate::fetch::testing::Fault;
+use crate::fetch::testing::{Fault, delta};
 use crate::slots::Check;
 
 impl World {
@@ -163,4 +163,28 @@ async fn a_server_without_the_files_or_without_metadata_is_worth_another_try() {
     world.server.remove("/tuf/timestamp.json");
     let done = world.fetch("1.0.0", digest).await;
     assert!(matches!(done.what, ModelEvent::FetchFailed { failure: Failure::Transient, .. }), "{done:?}");
+}
+
+#[tokio::test]
+async fn what_is_here_is_not_fetched_again_and_what_resembles_it_comes_as_a_delta() {
+    let mut world = World::new().await;
+    let old = world.publish("1.0.0", |_| {});
+    assert_eq!(world.fetch("1.0.0", old).await.what, ModelEvent::FetchDone);
+    assert_eq!(stage(world.slots(), old).await, ModelEvent::Staged);
+    let new = world.publish("1.1.0", |_| {});
+    let (from, to) = (model_file("1.0.0"), model_file("1.1.0"));
+    let good = delta(&from, &to, 50_000);
+    let mut wrong = good.clone();
+    *wrong.last_mut().unwrap() ^= 1; // well-formed, and makes another file
+    for (offered, words) in [(good, "model.onnx as a delta from 1.0.0; 0 files whole"), (wrong, "; 1 files whole")] {
+        world.server.put_delta(&from, &to, &offered);
+        let done = world.fetch("1.1.0", new).await;
+        assert_eq!(done.what, ModelEvent::FetchDone, "{done:?}");
+        let came = done.came.unwrap();
+        assert!(came.contains(words) && came.contains("2 were on this device"), "{came}");
+        assert_eq!(stage(world.slots(), new).await, ModelEvent::Staged);
+        let file = world.slots().dir(new).join("model.onnx");
+        assert!(std::fs::read(file).unwrap() == to, "another file was installed");
+        world.slots().delete(new).unwrap();
+    }
 }
