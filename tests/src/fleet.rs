@@ -91,6 +91,11 @@ pub struct Fleet {
 impl Fleet {
     /// Starts a server with an empty state under `dir`.
     pub async fn start(dir: &Path, settings: Settings) -> Result<Self> {
+        Self::start_with(dir, settings, &[]).await
+    }
+
+    /// Starts a server with an empty state under `dir` and these further flags.
+    pub async fn start_with(dir: &Path, settings: Settings, flags: &[&str]) -> Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default(); // Err: another fleet of this process did
         let binaries = Binaries::locate()?;
         let state = dir.join("server");
@@ -104,6 +109,7 @@ impl Fleet {
             listeners.push(address);
         }
         args.extend(["--public-host".into(), "127.0.0.1".into()]);
+        args.extend(flags.iter().map(Into::into));
         let server = Process::start("server", &binaries.server(), &args, &dir.join("server.log"))?;
         let [http, https, mqtt, dashboard] = listeners[..] else { bail!("a server has four listeners") };
         let base = format!("http://{http}");
@@ -150,9 +156,21 @@ impl Fleet {
 
     /// Enrols a device with a join token and starts its service.
     pub async fn add_agent(&mut self, name: &str, token: &str, labels: &[(&str, &str)]) -> Result<()> {
+        self.enroll_agent(name, token).await?;
+        self.start_agent(name, labels)
+    }
+
+    /// Enrols a device; its service is not started. Gives back its state folder.
+    pub async fn enroll_agent(&self, name: &str, token: &str) -> Result<PathBuf> {
         let state = self.dir.join(name);
         std::fs::create_dir_all(&state).with_context(|| format!("cannot create {}", state.display()))?;
         self.enroll(name, token, &state).await?;
+        Ok(state)
+    }
+
+    /// Starts the service of an enrolled device.
+    pub fn start_agent(&mut self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
+        let state = self.dir.join(name);
         let listen = free_address()?;
         let config = self.dir.join(format!("{name}.toml"));
         std::fs::write(&config, agent_config(&state, listen, &self.settings, labels))
@@ -203,6 +221,11 @@ impl Fleet {
             bail!("status of {}: {}", agent.name, String::from_utf8_lossy(&output.stderr));
         }
         serde_json::from_slice(&output.stdout).with_context(|| format!("status of {}", agent.name))
+    }
+
+    /// `host:port` of the devices' listener.
+    pub const fn https(&self) -> SocketAddr {
+        self.https
     }
 
     /// `https://host:port` of the devices' listener.

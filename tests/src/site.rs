@@ -51,7 +51,12 @@ impl Site {
     /// Plays a scene on a new site of so many devices, and stops all of it. Panics with the scene's error and the
     /// ends of all logs.
     pub async fn play(devices: usize, scene: impl AsyncFnOnce(&mut Self) -> Result<()>) {
-        let mut site = match Self::open(devices).await {
+        Self::play_with(devices, &[], scene).await;
+    }
+
+    /// The same, with these further flags of the server.
+    pub async fn play_with(devices: usize, flags: &[&str], scene: impl AsyncFnOnce(&mut Self) -> Result<()>) {
+        let mut site = match Self::open(devices, flags).await {
             Ok(site) => site,
             Err(error) => panic!("the site did not open: {error:#}"),
         };
@@ -64,9 +69,10 @@ impl Site {
         }
     }
 
-    async fn open(devices: usize) -> Result<Self> {
+    async fn open(devices: usize, flags: &[&str]) -> Result<Self> {
         let dir = TempDir::with_prefix("plimsoll-test-").context("cannot make a temporary folder")?;
-        let fleet = Fleet::start(dir.path(), Settings { health_interval_s: 1, window_s: 2 }).await?;
+        let settings = Settings { health_interval_s: 1, window_s: 2 };
+        let fleet = Fleet::start_with(dir.path(), settings, flags).await?;
         let replay = Arc::new(Replay::read(&demo().join("data/replay.csv"))?);
         fleet.plimsoll(&["trust", "init", "--keys", "keys", "--insecure-unencrypted-keys"]).await?;
         let token = fleet.plimsoll(&["device", "token", "--uses", "9", "--minutes", "60"]).await?;
@@ -92,16 +98,37 @@ impl Site {
 
     /// Packs the demo's model `source` as `version`, with golden samples and baseline; gives back its folder.
     pub async fn pack(&self, source: &str, version: &str) -> Result<PathBuf> {
+        self.pack_file(&demo().join("models").join(source).join("model.onnx"), source, version).await
+    }
+
+    /// Packs a file that answers as the demo's model `source` does.
+    pub async fn pack_file(&self, onnx: &Path, source: &str, version: &str) -> Result<PathBuf> {
         let out = self.fleet.dir.join(format!("bundle-{version}"));
-        let (from, text) =
-            (demo().join("models").join(source), |p: PathBuf| p.to_string_lossy().into_owned());
-        let (onnx, golden) = (text(from.join("model.onnx")), text(from.join("golden")));
+        let text = |p: PathBuf| p.to_string_lossy().into_owned();
+        let (onnx, golden) = (text(onnx.to_owned()), text(demo().join("models").join(source).join("golden")));
         let (reference, to) = (text(demo().join("data/reference.csv")), text(out.clone()));
         let mut args = vec!["bundle", "pack", &onnx, "--model", MODEL, "--version", version];
         args.extend(["--out", &to, "--golden", &golden, "--reference", &reference]);
         args.extend(["--labels", "0,1,2,3,4,5,6,7,8,9"]);
         self.fleet.plimsoll(&args).await?;
         Ok(out)
+    }
+
+    /// The demo's model `source` with `ballast` in a field that no reader of ONNX knows: a file as large as a test needs.
+    /// Gives back its path and its bytes.
+    pub fn weigh_down(&self, source: &str, name: &str, ballast: &[u8]) -> Result<(PathBuf, Vec<u8>)> {
+        let mut bytes = std::fs::read(demo().join("models").join(source).join("model.onnx"))?;
+        bytes.extend_from_slice(&[0xc2, 0x3e]); // field 1000, with a length
+        let mut length = ballast.len();
+        while length >= 0x80 {
+            bytes.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        bytes.push(length as u8);
+        bytes.extend_from_slice(ballast);
+        let path = self.fleet.dir.join(format!("{name}.onnx"));
+        std::fs::write(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok((path, bytes))
     }
 
     /// Signs and publishes a bundle.
