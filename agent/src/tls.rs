@@ -1,7 +1,8 @@
 //! TLS towards the fleet's server: ring, the fleet's CA as the only root, the device's certificate as its name.
 //!
-//! Certificates are checked against [`Clock`], so that a device whose clock was reset to 1970 still accepts a
-//! server certificate that the time floor proves to be valid already.
+//! Certificates are checked against [`Clock`]. A clock that nothing keeps proves at most that some time has passed:
+//! by it a server's certificate can have expired, but "not valid yet" says only that the clock is late, and is not
+//! held against the server. A device that starts in 1970 with a floor of last year connects.
 
 use std::sync::Arc;
 
@@ -45,10 +46,68 @@ pub fn mutual(identity: &Identity, clock: &Clock) -> Result<ClientConfig, TlsErr
         .map_err(|e| TlsError::Pem { what: "device.key", why: e.to_string() })?;
     let roots = roots(certificates("ca.pem", identity.ca_pem.as_bytes())?)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let inner = inner.build().map_err(|e| rustls::Error::General(e.to_string()))?;
+    let verifier = Arc::new(FleetServer { inner, clock: clock.clone() });
     Ok(ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
+        .dangerous() // the verifier below is the default one, but for a clock that is late
+        .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(chain, key)?)
+}
+
+/// For documents that prove themselves, from whoever answers: signed metadata and the fleet's authorities. Neither
+/// side is authenticated, so nothing else may be asked or told on such a connection.
+pub fn dangerously_anybody(clock: &Clock) -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(Anybody { provider: Arc::clone(&provider) });
+    Ok(ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
+        .with_safe_default_protocol_versions()?
+        .dangerous() // see above: what comes is checked by signatures of the fleet's owner
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
+}
+
+/// Code of a fetch that failed because the server's certificate is of an unknown authority.
+pub const SERVER_UNKNOWN: &str = "fetch.server_unknown";
+
+/// What a failed connection says about certificates, when it says anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The server's certificate is of an authority that this device does not know.
+    ServerUnknown,
+    /// The server does not take this device's certificate: expired, or of an authority that it does not know.
+    CertificateRefused,
+}
+
+/// Looks through an error and its causes for a failed check of a certificate, on this side or on the other.
+pub fn trouble(error: &(dyn std::error::Error + 'static)) -> Option<Trouble> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref().and_then(of_tls) {
+            return Some(found);
+        }
+        // An I/O error hides the error that it carries from `source`, which answers with that error's own.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(found) = inner.and_then(|inner| trouble(inner)) {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn of_tls(error: &rustls::Error) -> Option<Trouble> {
+    use rustls::AlertDescription as Alert;
+    match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => Some(Trouble::ServerUnknown),
+        rustls::Error::AlertReceived(
+            Alert::CertificateExpired | Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown,
+        ) => Some(Trouble::CertificateRefused),
+        _ => None,
+    }
 }
 
 /// For enrolment: nothing is known of the server but the fingerprint of its CA, carried in the join token.
@@ -83,6 +142,107 @@ fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, ru
     Ok(store)
 }
 
+/// The default verifier, but for a clock that nothing keeps: see the top of this file.
+#[derive(Debug)]
+struct FleetServer {
+    inner: Arc<WebPkiServerVerifier>,
+    clock: Clock,
+}
+
+impl ServerCertVerifier for FleetServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        late(self.clock.is_believed(), now, |now| {
+            self.inner.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Verifies at `now`; when the certificate is not valid yet by a clock that is not believed, at its first second.
+fn late(
+    believed: bool,
+    now: UnixTime,
+    verify: impl Fn(UnixTime) -> Result<ServerCertVerified, rustls::Error>,
+) -> Result<ServerCertVerified, rustls::Error> {
+    match verify(now) {
+        Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+            not_before, ..
+        })) if !believed => verify(not_before),
+        verified => verified,
+    }
+}
+
+/// Believes whoever answers. For [`dangerously_anybody`].
+#[derive(Debug)]
+struct Anybody {
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
 /// Accepts a server whose chain carries the CA with this fingerprint *and* verifies against that CA alone, name
 /// and dates included. Holding a copy of the CA's certificate is therefore not enough: its key must have signed.
 #[derive(Debug)]
@@ -108,7 +268,8 @@ impl ServerCertVerifier for PinnedCa {
             self.provider.clone(),
         );
         let verifier = verifier.build().map_err(|e| rustls::Error::General(e.to_string()))?;
-        verifier.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+        // Before the enrolment nothing is known of this device's clock.
+        late(false, now, |now| verifier.verify_server_cert(end_entity, intermediates, name, ocsp, now))
     }
 
     fn verify_tls12_signature(
@@ -185,5 +346,53 @@ mod tests {
         assert!(verify(pin, &strange, &[other.ca.der().clone()], "plimsoll.example").is_err(), "another CA");
         // The pinned certificate is public: showing it proves nothing without a signature by its key.
         assert!(verify(pin, &strange, &chain, "plimsoll.example").is_err(), "a copy of the CA is not enough");
+    }
+
+    #[test]
+    fn a_late_clock_that_nothing_keeps_is_not_held_against_the_server_and_an_end_is() {
+        let fleet = pki();
+        let leaf = |from: i32, until: i32| {
+            let mut params = rcgen::CertificateParams::new(vec!["plimsoll.example".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(from, 1, 1);
+            params.not_after = rcgen::date_time_ymd(until, 1, 1);
+            let key = rcgen::KeyPair::generate().unwrap();
+            params.signed_by(&key, &fleet.issuer).unwrap().der().clone()
+        };
+        let identity = Identity {
+            who: "acme.cam-1".parse().unwrap(),
+            https: String::new(),
+            mqtt: String::new(),
+            certificate_pem: String::new(),
+            ca_pem: fleet.ca.pem(),
+            key_pem: String::new(),
+        };
+        let roots = roots(certificates("ca.pem", identity.ca_pem.as_bytes()).unwrap()).unwrap();
+        let check = |trust, leaf: &CertificateDer<'_>, year: u64| {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.clone()), provider);
+            let server = FleetServer { inner: inner.build().unwrap(), clock: Clock::start(0, trust) };
+            let name = ServerName::try_from("plimsoll.example").unwrap();
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs((year - 1970) * 31_557_600));
+            server.verify_server_cert(leaf, &[], &name, &[], now).map(|_| ())
+        };
+        use crate::clock::ClockTrust::{Trusted, Untrusted};
+        let future = leaf(2031, 2032);
+        assert_eq!(check(Untrusted, &future, 1970), Ok(()), "the clock may be late");
+        assert!(check(Trusted, &future, 1970).is_err(), "a clock that is kept is not");
+        assert!(check(Untrusted, &leaf(2020, 2021), 2026).is_err(), "what has ended has ended");
+        let strange = server(&pki(), "plimsoll.example");
+        assert!(check(Untrusted, &strange, 2026).is_err(), "a late clock excuses nothing else");
+    }
+
+    #[test]
+    fn trouble_is_found_below_other_errors() {
+        let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired);
+        let io = |e: rustls::Error| std::io::Error::new(std::io::ErrorKind::InvalidData, e);
+        assert_eq!(trouble(&unknown.clone()), Some(Trouble::ServerUnknown));
+        let wrapped = rumqttc::v5::ConnectionError::Io(io(unknown));
+        assert_eq!(trouble(&wrapped), Some(Trouble::ServerUnknown));
+        assert_eq!(trouble(&std::io::Error::other(io(alert))), Some(Trouble::CertificateRefused));
+        assert_eq!(trouble(&std::io::Error::other("cut")), None);
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 
-use plimsoll_protocol::DeviceId;
 use plimsoll_protocol::wire::v1::{ENROLL_PATH, EnrollRequest, EnrollResponse, JoinToken};
+use plimsoll_protocol::{DeviceId, DeviceIdentity};
 
 use super::{Identity, IdentityError};
 use crate::causes;
@@ -165,7 +165,7 @@ async fn call(
         .map_err(|e| EnrollError::Answer { server: server.to_owned(), why: e.to_string() })
 }
 
-async fn read_limited(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
+pub(super) async fn read_limited(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|e| causes(&e))? {
         if body.len() + chunk.len() > MAX_ANSWER {
@@ -177,7 +177,7 @@ async fn read_limited(mut response: reqwest::Response) -> Result<Vec<u8>, String
 }
 
 /// The `detail` of a problem document, or the first 300 characters of whatever came.
-fn problem_detail(body: &[u8]) -> String {
+pub(super) fn problem_detail(body: &[u8]) -> String {
     let parsed = serde_json::from_slice::<plimsoll_protocol::api::Problem>(body);
     match parsed {
         Ok(problem) => problem.detail,
@@ -190,23 +190,30 @@ fn check_answer(options: &EnrollOptions, key: &KeyPair, answer: &EnrollResponse)
     if answer.identity.device != options.device {
         return Err(format!("it names the device {}, asked was {}", answer.identity.device, options.device));
     }
-    let chain =
-        tls::certificates("the certificate", answer.certificate_pem.as_bytes()).map_err(|e| e.to_string())?;
     let ca = tls::certificates("the CA", answer.ca_pem.as_bytes()).map_err(|e| e.to_string())?;
     if !ca.iter().any(|c| tls::fingerprint(c) == options.token.ca) {
         return Err("its CA is not the one that the token names".into());
     }
+    certified(&key.serialize_pem(), &answer.identity, &answer.certificate_pem)?;
+    if !answer.tuf_root.is_object() {
+        return Err("it carries no trust root; the operator runs `plimsoll trust init` first".into());
+    }
+    Ok(())
+}
+
+/// Whether a certificate is for this key and this device.
+pub(super) fn certified(key_pem: &str, who: &DeviceIdentity, certificate_pem: &str) -> Result<(), String> {
+    let key = KeyPair::from_pem(key_pem).map_err(|e| format!("device.key: {e}"))?;
+    let chain =
+        tls::certificates("the certificate", certificate_pem.as_bytes()).map_err(|e| e.to_string())?;
     let leaf = chain.first().ok_or("it holds no certificate")?; // `certificates` gives at least one
     let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| format!("certificate: {e}"))?;
-    if parsed.public_key().subject_public_key.data.as_ref() != rcgen::PublicKeyData::der_bytes(key) {
+    if parsed.public_key().subject_public_key.data.as_ref() != rcgen::PublicKeyData::der_bytes(&key) {
         return Err("its certificate is for another key".into());
     }
     let name = parsed.subject().iter_common_name().next().and_then(|n| n.as_str().ok()).unwrap_or_default();
-    if name != answer.identity.to_string() {
-        return Err(format!("its certificate is for {name:?}, not for {}", answer.identity));
-    }
-    if !answer.tuf_root.is_object() {
-        return Err("it carries no trust root; the operator runs `plimsoll trust init` first".into());
+    if name != who.to_string() {
+        return Err(format!("its certificate is for {name:?}, not for {who}"));
     }
     Ok(())
 }

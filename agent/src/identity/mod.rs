@@ -5,9 +5,14 @@
 //! state/tuf/root.json   the first trusted root metadata           state/device.crt, state/ca.pem
 //! ```
 //!
-//! `identity.json` is written last, so its presence means that the rest is there.
+//! `identity.json` is written last, so its presence means that the rest is there. Later only `device.crt` (renewed)
+//! and `ca.pem` (a new authority of the fleet) change, each by itself and atomically, by [`Keeper`].
 
+mod authorities;
 mod enroll;
+mod keeper;
+mod renew;
+mod validity;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +23,8 @@ use plimsoll_protocol::DeviceIdentity;
 use crate::files::{self, FileError, PUBLIC, SECRET};
 
 pub use enroll::{EnrollError, EnrollOptions, enroll};
+pub use keeper::{Keeper, News};
+pub use validity::Validity;
 
 /// Largest file of an identity: a PEM chain of a few certificates is under 8 KiB.
 const MAX_IDENTITY_FILE: u64 = 64 * 1024;
@@ -109,6 +116,14 @@ impl Identity {
     pub(crate) fn store(&self, state: &Path, tuf_root: &serde_json::Value) -> Result<(), IdentityError> {
         let tuf = state.join("tuf");
         files::create_private_dir(&tuf)?;
+        // From here until the end there is no enrolment: a key of one and a certificate of another would be worse.
+        let document = state.join("identity.json");
+        match std::fs::remove_file(&document) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FileError::new("remove", &document, e).into());
+            }
+            _ => files::sync_parent(&document).map_err(|e| FileError::new("remove", &document, e))?,
+        }
         // Metadata of an earlier enrolment belongs to another repository: it must not meet the new root.
         for name in std::fs::read_dir(&tuf).map_err(|e| FileError::new("read directory", &tuf, e))?.flatten()
         {
@@ -123,6 +138,16 @@ impl Identity {
         let json = serde_json::to_vec_pretty(&document).unwrap_or_default(); // text keys only: cannot fail
         files::write_atomic(&state.join("identity.json"), &json, PUBLIC)?;
         Ok(())
+    }
+
+    /// Writes the renewed certificate. The key is the same, so either certificate fits it.
+    pub(super) fn store_certificate(&self, state: &Path) -> Result<(), FileError> {
+        files::write_atomic(&state.join("device.crt"), self.certificate_pem.as_bytes(), PUBLIC)
+    }
+
+    /// Writes the fleet's authorities.
+    pub(super) fn store_authorities(&self, state: &Path) -> Result<(), FileError> {
+        files::write_atomic(&state.join("ca.pem"), self.ca_pem.as_bytes(), PUBLIC)
     }
 
     /// Host and port of MQTT.

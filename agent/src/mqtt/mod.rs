@@ -18,6 +18,8 @@ mod rumqtt;
 use bytes::Bytes;
 use plimsoll_protocol::wire::v1::Topic;
 
+use crate::tls::Trouble;
+
 pub use backoff::Backoff;
 pub use inbound::{Inbound, RefusedMessage, parse};
 pub use outflow::{Outflow, ReportId, WINDOW};
@@ -75,6 +77,8 @@ pub enum LinkEvent {
         conn: u64,
         /// Why.
         reason: String,
+        /// What it says about certificates.
+        trouble: Option<Trouble>,
         /// When the next attempt is made, milliseconds from now.
         retry_ms: u64,
     },
@@ -86,7 +90,7 @@ impl std::fmt::Debug for LinkEvent {
             Self::Up { conn, .. } => write!(f, "Up({conn})"),
             Self::Message { topic, payload } => write!(f, "Message({topic}, {} bytes)", payload.len()),
             Self::SubscriptionRefused(why) => write!(f, "SubscriptionRefused({why})"),
-            Self::Down { conn, reason, retry_ms } => write!(f, "Down({conn}, {reason}, {retry_ms} ms)"),
+            Self::Down { conn, reason, retry_ms, .. } => write!(f, "Down({conn}, {reason}, {retry_ms} ms)"),
         }
     }
 }

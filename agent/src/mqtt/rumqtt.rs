@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Filter, LastWill, Packet, PublishProperties, SubscribeReasonCode};
-use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectReturnCode, Filter, LastWill, Packet, PublishProperties, SubscribeReasonCode,
+};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
 use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use plimsoll_protocol::DeviceIdentity;
 use plimsoll_protocol::wire::v1::{MAX_PACKET_BYTES, State, Topic, Up};
 
 use crate::stamp::Stamp;
+use crate::tls::{self, Trouble};
 
 use super::backoff::{Backoff, first_contact_ms};
 use super::{Full, Link, LinkEvent, Outgoing};
@@ -26,6 +29,8 @@ const QUEUE: usize = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// TCP, TLS and CONNACK together: a full mTLS handshake takes 2 s on a slow ARM core over a bad link; ten times that.
 const CONNECT_S: u64 = 20;
+/// Time for a goodbye to leave before a connection is made anew.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Everything needed to connect.
 #[derive(Clone)]
@@ -36,8 +41,8 @@ pub struct Broker {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// With the device's certificate.
-    pub tls: Arc<rustls::ClientConfig>,
+    /// With the device's certificate. When it changes, the connection is made anew with the next one.
+    pub tls: watch::Receiver<Arc<rustls::ClientConfig>>,
     /// For the will.
     pub stamp: Stamp,
     /// Spread of the first contact, seconds.
@@ -47,7 +52,7 @@ pub struct Broker {
 }
 
 /// Connects for ever, until the driver drops its end. Never publishes.
-pub async fn run(broker: Broker, events: mpsc::Sender<LinkEvent>) {
+pub async fn run(mut broker: Broker, events: mpsc::Sender<LinkEvent>) {
     let mut backoff = Backoff::default();
     tokio::time::sleep(Duration::from_millis(first_contact_ms(
         broker.device_seed,
@@ -55,45 +60,84 @@ pub async fn run(broker: Broker, events: mpsc::Sender<LinkEvent>) {
     )))
     .await;
     for conn in 1_u64.. {
-        let (client, mut poll) = AsyncClient::new(options(&broker, conn), QUEUE);
+        let config = Arc::clone(&broker.tls.borrow_and_update());
+        let (client, mut poll) = AsyncClient::new(options(&broker, config, conn), QUEUE);
         let stood = Instant::now();
-        let (was_up, reason) = match one_connection(&broker, conn, client, &mut poll, &events).await {
-            Ok(ended) => ended,
-            Err(DriverGone) => return,
+        let mut tls = broker.tls.clone();
+        let ended = tokio::select! {
+            ended = one_connection(&broker, conn, client.clone(), &mut poll, &events) => ended,
+            () = changed(&mut tls) => {
+                leave(&client, &mut poll).await;
+                Ok(Ended { was_up: true, reason: "made anew with the new certificate".into(), trouble: None })
+            }
         };
+        let Ok(Ended { was_up, reason, trouble }) = ended else { return };
         drop(poll); // closes the socket now, not after the delay
         let lasted = if was_up { stood.elapsed().as_millis() } else { 0 };
-        let retry_ms = backoff.ended(u64::try_from(lasted).unwrap_or(u64::MAX), crate::clock::random_u64());
-        if events.send(LinkEvent::Down { conn, reason, retry_ms }).await.is_err() {
+        let retry_ms = match broker.tls.has_changed() {
+            Ok(true) => 0, // no failure, so nothing to wait for
+            _ => backoff.ended(u64::try_from(lasted).unwrap_or(u64::MAX), crate::clock::random_u64()),
+        };
+        if events.send(LinkEvent::Down { conn, reason, trouble, retry_ms }).await.is_err() {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(retry_ms)).await;
+        let mut tls = broker.tls.clone();
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(retry_ms)) => {}
+            () = changed(&mut tls) => {} // what was refused may be taken now
+        }
     }
+}
+
+/// Returns when there is another configuration than the last that was looked at.
+async fn changed(tls: &mut watch::Receiver<Arc<rustls::ClientConfig>>) {
+    if tls.changed().await.is_err() {
+        std::future::pending().await // nobody will change it any more
+    }
+}
+
+/// Says goodbye, so that the server sends no will, and lets it leave.
+async fn leave(client: &AsyncClient, poll: &mut EventLoop) {
+    if client.try_disconnect().is_ok() {
+        let gone = async { while poll.poll().await.is_ok() {} };
+        let _ = tokio::time::timeout(GOODBYE, gone).await; // a server that does not take it takes the will
+    }
+}
+
+/// How a connection ended.
+struct Ended {
+    /// Whether it ever stood.
+    was_up: bool,
+    reason: String,
+    trouble: Option<Trouble>,
 }
 
 /// The driver dropped its mailbox: the agent stops.
 struct DriverGone;
 
-/// Polls one connection to its end; says whether it ever stood, and why it ended.
+/// Polls one connection to its end.
 async fn one_connection(
     broker: &Broker,
     conn: u64,
     client: AsyncClient,
     poll: &mut EventLoop,
     events: &mpsc::Sender<LinkEvent>,
-) -> Result<(bool, String), DriverGone> {
+) -> Result<Ended, DriverGone> {
     let mut was_up = false;
     loop {
         let event = match poll.poll().await {
             Ok(event) => event,
-            Err(error) => return Ok((was_up, crate::causes(&error))),
+            Err(error) => {
+                return Ok(Ended { was_up, reason: crate::causes(&error), trouble: trouble(&error) });
+            }
         };
         let told = match event {
             Event::Incoming(Packet::ConnAck(_)) => {
                 let filters =
                     Topic::subscriptions(&broker.who).map(|path| Filter::new(path, QoS::AtLeastOnce));
                 if client.try_subscribe_many(filters).is_err() {
-                    return Ok((was_up, "the queue of a fresh connection is full".into()));
+                    let reason = "the queue of a fresh connection is full".into();
+                    return Ok(Ended { was_up, reason, trouble: None });
                 }
                 was_up = true;
                 let link = Box::new(RumqttLink { client: client.clone() });
@@ -116,7 +160,19 @@ async fn one_connection(
     }
 }
 
-fn options(broker: &Broker, conn: u64) -> MqttOptions {
+/// A server that refuses a device by name may do so for its certificate: the renewal will say what it is.
+fn trouble(error: &ConnectionError) -> Option<Trouble> {
+    match error {
+        ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
+            Some(Trouble::CertificateRefused)
+        }
+        // Its source is not told by the library: an alert of TLS that comes with the first bytes of the server.
+        ConnectionError::MqttState(StateError::Deserialization(error)) => tls::trouble(error),
+        other => tls::trouble(other),
+    }
+}
+
+fn options(broker: &Broker, config: Arc<rustls::ClientConfig>, conn: u64) -> MqttOptions {
     let mut options = MqttOptions::new(broker.who.to_string(), broker.host.clone(), broker.port);
     let will = broker.stamp.json(0, State::Offline { boot: broker.stamp.boot, conn });
     let topic = Topic::Up(broker.who.clone(), Up::State).to_string();
@@ -124,7 +180,7 @@ fn options(broker: &Broker, conn: u64) -> MqttOptions {
     network.set_tcp_nodelay(true);
     network.set_connection_timeout(CONNECT_S);
     options
-        .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(broker.tls.clone())))
+        .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)))
         .set_keep_alive(KEEP_ALIVE)
         .set_clean_start(true)
         .set_connection_timeout(CONNECT_S)
