@@ -121,7 +121,8 @@ impl<R: Read> Blobs<R> {
     fn file(&mut self, staging: &Staging, digest: Digest, size: u64) -> Result<(), FetchError> {
         let mut of_it = staging.manifest().files.iter().filter(|f| f.sha256 == digest && f.size == size);
         let Some(first) = of_it.next() else {
-            let text = format!("the export holds sha256:{digest} of {size} bytes, which its manifest does not list");
+            let text =
+                format!("the export holds sha256:{digest} of {size} bytes, which its manifest does not list");
             return Err(FetchError::permanent("import.refused", text));
         };
         let mut writers = Vec::new();

@@ -7,8 +7,9 @@ mod thief;
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::Digest;
+use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_protocol::trust::{KeyPair, Targets, file_name};
-use plimsoll_tests::{MODEL, STEP, Site, until};
+use plimsoll_tests::{MODEL, Order, STEP, Site, until};
 use serde_json::{Value, json};
 use thief::{END_OF_TIME, Repository, Said, Thief, blob, envelope};
 
@@ -33,14 +34,40 @@ async fn whoever_has_the_server_cannot_make_a_device_run_what_the_owners_did_not
         let args = ["trust", "delegate", "gate-counter", "--keys", "keys", "--key", &other_team.public_hex()];
         site.fleet.plimsoll(&args).await?;
         let honest = Repository::copy(site).await?;
-        sees_the_removal(site).await?;
+        sees_the_removal(site, RUNS).await?;
 
         let mut thief = Thief::rob(site, honest).await?;
         ours_alone(site, &mut thief, &other_team).await?;
         what_was(site, &mut thief, &old, &withdrawn).await?;
         bytes_and_lengths(site, &mut thief, &good).await?;
         the_end_of_time(site, &mut thief).await?;
+        too_late(site, &mut thief, &good).await?;
         what_a_thief_can_do(site, &mut thief, &good).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_device_notices_a_removal_tells_it_and_never_returns_to_what_was_removed() {
+    Site::play(1, async |site| {
+        let bundle = site.pack("1.1.0", "1.1.0").await?;
+        site.publish(&bundle).await?;
+        let id = site.roll_out("1.1.0", Order::default()).await?;
+        site.ended(&id, RolloutStatus::Completed).await?;
+        site.all_run("1.1.0").await?;
+        site.fleet.plimsoll(&["trust", "revoke", &format!("{MODEL}@1.0.0"), "--keys", "keys"]).await?;
+        sees_the_removal(site, "1.1.0").await?;
+        site.event("model.revoked", &["1.0.0", "does not return to it"]).await?;
+        let trust = trust_status(site).await?;
+        ensure!(trust["revoked"][0] == format!("{MODEL} 1.0.0"), "{trust}");
+        let output = tokio::process::Command::new(site.fleet.binaries.agent())
+            .args(["rollback", MODEL, "--state-dir"])
+            .arg(&site.fleet.agents[0].state)
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        ensure!(!output.status.success(), "a person went back to it: {output:?}");
+        site.still_run("1.1.0").await
     })
     .await;
 }
@@ -153,6 +180,35 @@ async fn the_end_of_time(site: &Site, thief: &mut Thief) -> Result<()> {
     Ok(())
 }
 
+/// Metadata that has ended blocks installs and raises an alarm, which ends by itself; what runs is not concerned.
+async fn too_late(site: &Site, thief: &mut Thief, good: &std::path::Path) -> Result<()> {
+    let digest = Digest::of(&std::fs::read(good.join("bundle.json"))?);
+    let mut repository = thief.honest(None)?;
+    thief.sign_until(&mut repository, None, 1_000_000_000)?;
+    thief.show(repository.shop());
+    let generation = thief.order("1.1.0", digest).await?;
+    until("the alarm over metadata that has ended", STEP, || async {
+        let job = job(site, generation).await?;
+        ensure!(job["phase"] == "waiting" && job["reason"].to_string().contains("expired"), "{job}");
+        let trust = trust_status(site).await?;
+        ensure!(trust["expired"] == true && trust["problem"].to_string().contains("timestamp"), "{trust}");
+        Ok(())
+    })
+    .await?;
+    still_runs(site, RUNS).await?;
+
+    let shop = thief.honest(None)?.shop();
+    thief.show(shop);
+    thief.order("9.9.9", Digest::of(b"nothing")).await?;
+    until("the alarm to end", STEP, || async {
+        let trust = trust_status(site).await?;
+        ensure!(trust["expired"] == false && trust["problem"].is_null(), "{trust}");
+        Ok(())
+    })
+    .await?;
+    still_runs(site, RUNS).await
+}
+
 /// Deny, delay, and choose among what the owners sign for.
 async fn what_a_thief_can_do(site: &Site, thief: &mut Thief, good: &std::path::Path) -> Result<()> {
     let digest = Digest::of(&std::fs::read(good.join("bundle.json"))?);
@@ -206,7 +262,7 @@ async fn trust_status(site: &Site) -> Result<Value> {
 }
 
 /// A look of the device at the honest server, after the removal.
-async fn sees_the_removal(site: &Site) -> Result<()> {
+async fn sees_the_removal(site: &Site, runs: &str) -> Result<()> {
     let agent = &site.fleet.agents[0];
     let starts = agent.process.starts();
     agent.process.kill_hard()?;
@@ -217,5 +273,5 @@ async fn sees_the_removal(site: &Site) -> Result<()> {
         Ok(())
     })
     .await?;
-    site.all_run(RUNS).await
+    site.all_run(runs).await
 }

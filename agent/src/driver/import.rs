@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use plimsoll_agent_core::{Event, preflight};
+use plimsoll_agent_core::{Event, State, preflight};
 use plimsoll_protocol::wire::v1::Severity;
 use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
 use tokio::sync::{mpsc, oneshot};
@@ -97,10 +97,19 @@ impl Driver {
                 let text = format!("{model} {version} ({}) is verified", digest.short());
                 self.feed(Event::Imported { model: model.clone(), version, digest });
                 let record = self.core.record().models.get(&model);
-                if record.is_some_and(|r| r.ordered() == Some(digest) && r.state.in_flight()) {
-                    Answer::Done { text: format!("{text}; its self-test and its trial follow, see `plimsoll-agent status`") }
+                if record.is_some_and(|r| r.ordered() == Some(digest) && r.state == State::Verified) {
+                    Answer::Done {
+                        text: format!(
+                            "{text}; its self-test and its trial follow, see `plimsoll-agent status`"
+                        ),
+                    }
                 } else {
-                    Answer::Refused { text: format!("{text}, but it is not taken over: {}", self.import_refused(&model, digest)) }
+                    Answer::Refused {
+                        text: format!(
+                            "{text}, but it is not taken over: {}",
+                            self.import_refused(&model, digest)
+                        ),
+                    }
                 }
             }
         };
@@ -110,11 +119,14 @@ impl Driver {
     /// Why the core did not take a bundle that was brought.
     fn import_refused(&self, model: &ModelName, digest: Digest) -> String {
         let record = self.core.record();
-        let runs = record.models.get(model).and_then(|m| m.active.as_ref()).is_some_and(|a| a.digest == digest);
+        let runs =
+            record.models.get(model).and_then(|m| m.active.as_ref()).is_some_and(|a| a.digest == digest);
         match record.blocked(model, digest) {
             _ if runs => "it runs already".into(),
             Some(blocked) => format!("it is blocked on this device: {}", blocked.reason),
-            None => "the server has blocked it on this device, or it runs as many models as it can".into(),
+            None => "it is on its way already, or the server has blocked it here, or this device runs as many models as \
+                     it can"
+                .into(),
         }
     }
 }
@@ -128,9 +140,8 @@ async fn bring(job: Job, issued: &mut Option<UnixSeconds>) -> Result<Brought, Fe
     let target = view.signed(&documents, &index.model, &index.version).await?;
     drop(view); // the next look need not wait for the files
     let (mut blobs, bytes) = off_thread(move || blobs.manifest().map(|bytes| (blobs, bytes))).await?;
-    let manifest = target
-        .admit_manifest(&bytes)
-        .map_err(|e| FetchError::permanent("trust.refused", e.to_string()))?;
+    let manifest =
+        target.admit_manifest(&bytes).map_err(|e| FetchError::permanent("trust.refused", e.to_string()))?;
     let digest = target.sha256();
     if let Err(reason) = preflight(&manifest, &work::device(&job.slots, job.ram_bytes, digest)?) {
         let text = format!("{} {} does not suit this device: {reason}", index.model, index.version);

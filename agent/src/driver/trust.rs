@@ -142,7 +142,9 @@ impl Driver {
         match self.watch.take(self.clock.mono_ms(), failure) {
             Some(News::Alarm) => {
                 let (code, text) = failure.map_or(("", ""), |f| (f.code, f.text.as_str()));
-                let text = format!("{text}; nothing is installed until that is mended, and what runs goes on running");
+                let text = format!(
+                    "{text}; nothing is installed until that is mended, and what runs goes on running"
+                );
                 self.report_event(Severity::Alarm, code, text, None, None);
             }
             Some(News::Over) => {
@@ -153,7 +155,9 @@ impl Driver {
         }
         match look.revoked {
             Ok(revoked) => self.feed(Event::Revoked(revoked)),
-            Err(error) => tracing::warn!(trust.code = error.code, trust.error = error.text, "metadata not refreshed"),
+            Err(error) => {
+                tracing::warn!(trust.code = error.code, trust.error = error.text, "metadata not refreshed")
+            }
         }
     }
 

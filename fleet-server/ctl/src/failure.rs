@@ -1,5 +1,6 @@
 //! How a command fails, so that a script can tell a refusal from an accident.
 
+use plimsoll_protocol::archive::ArchiveError;
 use plimsoll_protocol::bundle::ManifestError;
 use plimsoll_protocol::trust::TrustError;
 use plimsoll_runtime::RuntimeError;
@@ -38,7 +39,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(runtime) = cause.downcast_ref::<RuntimeError>() {
         return Some(if matches!(runtime, RuntimeError::Io { .. }) { FAILED } else { REFUSED });
     }
-    let refused = cause.is::<Refused>() || cause.is::<TrustError>() || cause.is::<ManifestError>();
+    let refused = matches!(cause.downcast_ref(), Some(ArchiveError::Refused(_)))
+        || cause.is::<Refused>() || cause.is::<TrustError>() || cause.is::<ManifestError>();
     refused.then_some(REFUSED)
 }
 

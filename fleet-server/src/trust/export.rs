@@ -23,7 +23,9 @@ impl TrustService {
         let (exported, change) = published.repository.export(&online, now / 1000, lifetime_s)?;
         // Before they are given away: what the network says must be newer than what any file says.
         self.take(&published, change, now).await?;
-        let text = |bytes| String::from_utf8(bytes).map_err(|e| PublishError::from(TrustError::Upload(e.to_string())));
+        let text = |bytes| {
+            String::from_utf8(bytes).map_err(|e| PublishError::from(TrustError::Upload(e.to_string())))
+        };
         exported.into_iter().map(|(name, bytes)| Ok((name, text(bytes)?))).collect()
     }
 }

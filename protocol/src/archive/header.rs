@@ -30,7 +30,8 @@ pub fn parse(block: &[u8; BLOCK]) -> Result<Option<Header>, String> {
     if block.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
-    let sum = octal(&block[CHECKSUM]).ok_or("its checksum is not a number: this is no tar file, or it is damaged")?;
+    let sum = octal(&block[CHECKSUM])
+        .ok_or("its checksum is not a number: this is no tar file, or it is damaged")?;
     if sum != checksum(block) {
         return Err("its checksum does not fit: this is no tar file, or it is damaged".into());
     }

@@ -92,7 +92,8 @@ impl<R: Read> Reader<R> {
         let index: Index = serde_json::from_slice(&this.small(&first, MAX_INDEX_BYTES)?)
             .map_err(|e| ArchiveError::Refused(format!("{INDEX}: {e}")))?;
         if index.plimsoll_export != 1 {
-            let why = format!("{INDEX}: format {} is not known here; update this program", index.plimsoll_export);
+            let why =
+                format!("{INDEX}: format {} is not known here; update this program", index.plimsoll_export);
             return ArchiveError::refused(why);
         }
         let (mut documents, mut total) = (Documents::new(), 0);
@@ -128,10 +129,14 @@ impl<R: Read> Reader<R> {
         };
         let digest = header.name.strip_prefix(BLOBS).and_then(|hex| hex.parse::<Digest>().ok());
         let Some(digest) = digest.filter(|d| header.name == blob_name(d)) else {
-            return ArchiveError::refused(format!("{:?} has no place in an export, or not this one", header.name));
+            return ArchiveError::refused(format!(
+                "{:?} has no place in an export, or not this one",
+                header.name
+            ));
         };
         if header.size > MAX_FILE_BYTES {
-            let why = format!("{:?} has {} bytes; a file has at most {MAX_FILE_BYTES}", header.name, header.size);
+            let why =
+                format!("{:?} has {} bytes; a file has at most {MAX_FILE_BYTES}", header.name, header.size);
             return ArchiveError::refused(why);
         }
         if !self.blobs.insert(digest) {
@@ -223,7 +228,8 @@ impl<W: Write> Writer<W> {
     /// Some of its bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
         let left = self.left.checked_sub(bytes.len() as u64);
-        self.left = left.ok_or_else(|| ArchiveError::Refused("a file is longer than it was said to be".into()))?;
+        self.left =
+            left.ok_or_else(|| ArchiveError::Refused("a file is longer than it was said to be".into()))?;
         Ok(self.out.write_all(bytes)?)
     }
 
@@ -237,7 +243,8 @@ impl<W: Write> Writer<W> {
 
     fn member(&mut self, name: &str, size: u64) -> Result<(), ArchiveError> {
         self.end_member()?;
-        let header = header::encode(&Header { name: name.to_owned(), size }).map_err(ArchiveError::Refused)?;
+        let header =
+            header::encode(&Header { name: name.to_owned(), size }).map_err(ArchiveError::Refused)?;
         self.out.write_all(&header)?;
         (self.left, self.padding) = (size, padding(size));
         Ok(())

@@ -92,11 +92,8 @@ fn a_file_of_another_length_than_declared_is_not_written() {
 #[test]
 fn a_blob_that_is_not_read_is_skipped() {
     let (a, b) = (vec![1; 700], vec![2; 3]);
-    let bytes = archive(&[
-        index(),
-        member(&blob_name(&Digest::of(&a)), &a),
-        member(&blob_name(&Digest::of(&b)), &b),
-    ]);
+    let bytes =
+        archive(&[index(), member(&blob_name(&Digest::of(&a)), &a), member(&blob_name(&Digest::of(&b)), &b)]);
     let (_, _, mut reader) = Reader::open(bytes.as_slice()).unwrap();
     assert_eq!(reader.next_blob().unwrap(), Some((Digest::of(&a), 700)));
     reader.read(&mut [0; 10]).unwrap();
@@ -111,17 +108,29 @@ fn every_hostile_archive_is_refused_by_name() {
     let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
         ("it is empty", vec![]),
         ("begins with \"metadata/timestamp.json\"", vec![member("metadata/timestamp.json", b"{}")]),
-        ("plimsoll-export.json: format 2", vec![member(INDEX, br#"{"plimsoll_export":2,"model":"m","version":"1.0.0"}"#)]),
-        ("plimsoll-export.json: ", vec![member(INDEX, br#"{"plimsoll_export":1,"model":"../x","version":"1.0.0"}"#)]),
+        (
+            "plimsoll-export.json: format 2",
+            vec![member(INDEX, br#"{"plimsoll_export":2,"model":"m","version":"1.0.0"}"#)],
+        ),
+        (
+            "plimsoll-export.json: ",
+            vec![member(INDEX, br#"{"plimsoll_export":1,"model":"../x","version":"1.0.0"}"#)],
+        ),
         ("5000 bytes; at most 4096", vec![member(INDEX, &[b' '; 5000])]),
         ("\"../../etc/passwd\" has no place", vec![index(), member("../../etc/passwd", b"x")]),
         ("\"/etc/passwd\" has no place", vec![index(), member("/etc/passwd", b"x")]),
         ("\"blobs/sha256/../x\" has no place", vec![index(), member("blobs/sha256/../x", b"x")]),
         ("has no place", vec![index(), member(&blob.to_uppercase(), b"x")]),
-        ("\"metadata/../root.json\" is not the name of a document", vec![index(), member("metadata/../root.json", b"{}")]),
+        (
+            "\"metadata/../root.json\" is not the name of a document",
+            vec![index(), member("metadata/../root.json", b"{}")],
+        ),
         ("\"metadata/a/b.json\" is not", vec![index(), member("metadata/a/b.json", b"{}")]),
         ("\"metadata/root.txt\" is not", vec![index(), member("metadata/root.txt", b"{}")]),
-        ("\"metadata/1.root.json\" is there twice", vec![index(), member("metadata/1.root.json", b"1"), member("metadata/1.root.json", b"2")]),
+        (
+            "\"metadata/1.root.json\" is there twice",
+            vec![index(), member("metadata/1.root.json", b"1"), member("metadata/1.root.json", b"2")],
+        ),
         ("\" is there twice", vec![index(), member(&blob, b"x"), member(&blob, b"y")]),
         ("has no place", vec![index(), member(&blob, b"x"), member("metadata/timestamp.json", b"{}")]),
         ("\"readme.txt\" has no place", vec![index(), member("readme.txt", b"x")]),
@@ -136,14 +145,33 @@ fn every_hostile_archive_is_refused_by_name() {
         ("is of kind '\\0'", vec![index(), kind(0)]),
         ("names the target of a link", vec![index(), forged(&blob, |b| b[157] = b'x')]),
         ("a name in two parts", vec![index(), forged(&blob, |b| b[345] = b'x')]),
-        ("is not in the ustar form", vec![index(), forged(&blob, |b| b[257..265].copy_from_slice(b"ustar  \0"))]),
+        (
+            "is not in the ustar form",
+            vec![index(), forged(&blob, |b| b[257..265].copy_from_slice(b"ustar  \0"))],
+        ),
         ("is not a name", vec![index(), forged("x", |b| b[1] = b'\n')]),
         ("is not a name", vec![index(), forged("x", |b| b[5] = b'y')]),
         ("eleven octal digits", vec![index(), forged(&blob, |b| b[124] = 0x80)]),
-        ("eleven octal digits", vec![index(), forged(&blob, |b| b[124..136].copy_from_slice(b"000000000009"))]),
-        ("bytes; a file has at most", vec![index(), forged(&blob, |b| b[124..136].copy_from_slice(b"77777777777\0"))]),
-        ("bytes; at most 10485760", vec![index(), forged("metadata/1.m.json", |b| b[124..136].copy_from_slice(b"00060000000\0"))]),
-        ("its checksum does not fit", vec![index(), { let mut m = member(&blob, b"x"); m[0] ^= 1; m }]),
+        (
+            "eleven octal digits",
+            vec![index(), forged(&blob, |b| b[124..136].copy_from_slice(b"000000000009"))],
+        ),
+        (
+            "bytes; a file has at most",
+            vec![index(), forged(&blob, |b| b[124..136].copy_from_slice(b"77777777777\0"))],
+        ),
+        (
+            "bytes; at most 10485760",
+            vec![index(), forged("metadata/1.m.json", |b| b[124..136].copy_from_slice(b"00060000000\0"))],
+        ),
+        (
+            "its checksum does not fit",
+            vec![index(), {
+                let mut m = member(&blob, b"x");
+                m[0] ^= 1;
+                m
+            }],
+        ),
         ("its checksum is not a number", vec![vec![b'P'; BLOCK]]),
     ];
     for (words, members) in cases {
@@ -164,7 +192,11 @@ fn more_documents_than_a_look_up_can_need_are_refused() {
 #[test]
 fn an_archive_that_is_cut_anywhere_is_refused() {
     let blob = vec![7; 600];
-    let whole = archive(&[index(), member("metadata/1.root.json", b"{}"), member(&blob_name(&Digest::of(&blob)), &blob)]);
+    let whole = archive(&[
+        index(),
+        member("metadata/1.root.json", b"{}"),
+        member(&blob_name(&Digest::of(&blob)), &blob),
+    ]);
     read(&whole).unwrap();
     // Of the two blocks that end it one is enough, as with every reader of tar.
     for length in 0..whole.len() - BLOCK {

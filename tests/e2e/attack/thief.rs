@@ -193,17 +193,27 @@ impl Thief {
     /// Signs what a repository lists with the stolen keys, for as long as a thief likes; under numbers that no device
     /// has seen, for an old number would be refused already.
     pub fn sign(&mut self, repository: &mut Repository, issued: Option<UnixSeconds>) -> Result<()> {
+        self.sign_until(repository, issued, END_OF_TIME)
+    }
+
+    /// The same, to end at a time.
+    pub fn sign_until(
+        &mut self,
+        repository: &mut Repository,
+        issued: Option<UnixSeconds>,
+        expires: UnixSeconds,
+    ) -> Result<()> {
         self.honest.snapshot_version += 1;
         self.honest.timestamp_version += 1;
         let (snapshot_version, timestamp_version) =
             (self.honest.snapshot_version, self.honest.timestamp_version);
         let body = Snapshot { meta: repository.listed.clone(), extra: BTreeMap::new() };
-        let snapshot = envelope(snapshot_version, issued, END_OF_TIME, body, &self.online.snapshot)?;
+        let snapshot = envelope(snapshot_version, issued, expires, body, &self.online.snapshot)?;
         let meta = FileMeta::of(snapshot_version, &to_bytes(&snapshot));
         repository.documents.insert(file_name("snapshot", snapshot_version), to_bytes(&snapshot));
         let body =
             Timestamp { meta: BTreeMap::from([("snapshot.json".to_owned(), meta)]), extra: BTreeMap::new() };
-        let timestamp = envelope(timestamp_version, issued, END_OF_TIME, body, &self.online.timestamp)?;
+        let timestamp = envelope(timestamp_version, issued, expires, body, &self.online.timestamp)?;
         repository.documents.insert("timestamp.json".to_owned(), to_bytes(&timestamp));
         Ok(())
     }

@@ -48,7 +48,9 @@ pub async fn run(args: &Diff, api: impl Fn() -> Result<Api>, screen: &Screen) ->
     let same = a.digest == b.digest;
     let result = json!({ "a": name(&a), "b": name(&b), "same": same, "files": files, "fields": fields });
     screen.show(&result, || {
-        let title = |s: &subject::Subject| format!("{} {} ({})", s.manifest.model, s.manifest.version, s.digest.short());
+        let title = |s: &subject::Subject| {
+            format!("{} {} ({})", s.manifest.model, s.manifest.version, s.digest.short())
+        };
         if same {
             return format!("Both are {}.", title(&a));
         }
@@ -102,7 +104,8 @@ fn flatten(path: &str, value: &Value, leaves: &mut BTreeMap<String, String>) {
         Value::Object(fields) => fields.iter().for_each(|(name, v)| flatten(&below(name), v, leaves)),
         Value::Array(parts) if parts.iter().any(Value::is_object) => {
             for (n, part) in parts.iter().enumerate() {
-                let name = part.get("name").and_then(Value::as_str).map_or_else(|| n.to_string(), str::to_owned);
+                let name =
+                    part.get("name").and_then(Value::as_str).map_or_else(|| n.to_string(), str::to_owned);
                 flatten(&below(&name), part, leaves);
             }
         }
@@ -155,7 +158,8 @@ mod tests {
         };
         let (mut a, mut b) = (testing::classifier_manifest(3, 2), testing::classifier_manifest(3, 2));
         a.files = vec![entry("a", 1, b"x"), entry("b", 2, b"y"), entry("c", 3, b"z"), entry("e", 1, b"e")];
-        b.files = vec![entry("b", 2, b"other"), entry("c", 4, b"zz"), entry("d", 5, b"d"), entry("e", 1, b"e")];
+        b.files =
+            vec![entry("b", 2, b"other"), entry("c", 4, b"zz"), entry("d", 5, b"d"), entry("e", 1, b"e")];
         let words: Vec<String> = files(&a, &b).iter().map(FileChange::words).collect();
         assert_eq!(
             words,

@@ -78,7 +78,9 @@ pub async fn run(args: &Export, api: &Api, screen: &Screen) -> Result<()> {
 async fn walk(named: &Named, fresh: &Freshness, api: &Api) -> Result<(Documents, VerifiedTarget)> {
     let mut documents = Documents::new();
     let first = document("1.root.json", api).await?;
-    let Some(first) = first else { bail!(Refused("the server has no root metadata: `plimsoll trust init`".into())) };
+    let Some(first) = first else {
+        bail!(Refused("the server has no root metadata: `plimsoll trust init`".into()))
+    };
     documents.insert("1.root.json".into(), first.clone());
     let stored = TrustedDocs::from([("root.json".to_owned(), first)]);
     // Whoever holds keys of other kinds knows whether the devices take them; they say so themselves.
@@ -99,7 +101,9 @@ async fn walk(named: &Named, fresh: &Freshness, api: &Api) -> Result<(Documents,
                 device.find(&target_path(&named.model, &named.version))?;
             }
             Step::Found(target) => return Ok((documents, target.by_sha256()?)),
-            _ => bail!(Refused(format!("{named} is not published, or it was revoked: nobody who may signs for it"))),
+            _ => bail!(Refused(format!(
+                "{named} is not published, or it was revoked: nobody who may signs for it"
+            ))),
         }
     }
 }
@@ -109,7 +113,8 @@ async fn document(name: &str, api: &Api) -> Result<Option<Vec<u8>>> {
     match api.bytes(&format!("trust/documents/{name}")).await {
         Ok(bytes) => Ok(Some(bytes.to_vec())),
         Err(error) => {
-            let missing = error.downcast_ref::<ApiError>().is_some_and(|e| e.status() == StatusCode::NOT_FOUND);
+            let missing =
+                error.downcast_ref::<ApiError>().is_some_and(|e| e.status() == StatusCode::NOT_FOUND);
             if missing { Ok(None) } else { Err(error) }
         }
     }
@@ -147,11 +152,15 @@ async fn write(
         });
         pieces.await.with_context(|| entry.path.to_string())?;
         if digest_of(hash) != entry.sha256 {
-            bail!(Refused(format!("{}: what the server sent has not the signed digest {}", entry.path, entry.sha256)));
+            bail!(Refused(format!(
+                "{}: what the server sent has not the signed digest {}",
+                entry.path, entry.sha256
+            )));
         }
     }
     bar.finish_and_clear();
-    let file: File = archive.finish()?.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(place)?;
+    let file: File =
+        archive.finish()?.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(place)?;
     file.sync_all().with_context(place)?;
     Ok(file.metadata().with_context(place)?.len())
 }

@@ -115,7 +115,11 @@ fn verify(root: Vec<u8>, index: &Index, documents: &Documents) -> Result<Verifie
     }
 }
 
-fn unpack(archive: &mut Reader<impl Read>, target: &VerifiedTarget, dir: &Path) -> Result<Verified<Manifest>> {
+fn unpack(
+    archive: &mut Reader<impl Read>,
+    target: &VerifiedTarget,
+    dir: &Path,
+) -> Result<Verified<Manifest>> {
     let (_, bytes) = subject::manifest(archive)?;
     let manifest = target.admit_manifest(&bytes)?;
     if dir.exists() {
@@ -127,7 +131,9 @@ fn unpack(archive: &mut Reader<impl Read>, target: &VerifiedTarget, dir: &Path) 
     while let Some((digest, size)) = archive.next_blob()? {
         let mut of_it = missing.iter().filter(|f| f.sha256 == digest && f.size == size);
         let Some(first) = of_it.next() else {
-            bail!(Refused(format!("it holds sha256:{digest} of {size} bytes, which its bundle.json does not list")));
+            bail!(Refused(format!(
+                "it holds sha256:{digest} of {size} bytes, which its bundle.json does not list"
+            )));
         };
         let path = dir.join(first.path.as_str());
         place(archive, &path, digest).with_context(|| first.path.to_string())?;

@@ -39,3 +39,38 @@ impl Repository {
         Ok((exported, Change { repository: next, documents, listed, removed: Vec::new() }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{NOW, online, published};
+    use super::*;
+    use crate::trust::repository::DAY_S;
+
+    #[test]
+    fn an_export_lasts_and_the_repository_goes_on_past_it() {
+        let before = published();
+        let (exported, change) = before.export(&online(), NOW, 30 * DAY_S).unwrap();
+        let version = |documents: &[(String, Vec<u8>)], name: &str| {
+            let (_, bytes) = documents.iter().find(|(n, _)| n.ends_with(name)).unwrap();
+            let value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            (
+                value["signed"]["version"].as_u64().unwrap(),
+                value["signed"]["expires"].as_str().unwrap().to_owned(),
+            )
+        };
+        for name in ["timestamp.json", "snapshot.json"] {
+            let (lasting, usual) = (version(&exported, name), version(&change.documents, name));
+            assert!(usual.0 > lasting.0, "{name}: {usual:?} is not newer than {lasting:?}");
+            assert!(usual.1 < lasting.1, "{name}: {usual:?} lasts as long as {lasting:?}");
+        }
+        assert!(change.removed.is_empty());
+    }
+
+    #[test]
+    fn an_export_does_not_outlive_a_role() {
+        for seconds in [0, -1, 90 * DAY_S + 1] {
+            let words = published().export(&online(), NOW, seconds).unwrap_err().to_string();
+            assert!(words.contains("1 second to 90 days"), "{words}");
+        }
+    }
+}

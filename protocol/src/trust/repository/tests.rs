@@ -6,7 +6,7 @@ use super::super::{FLEET_CA, KeyPair, Signer, TrustError};
 use super::*;
 use crate::api::{TrustState, TrustUpload};
 
-const NOW: i64 = 1_800_000_000;
+pub(super) const NOW: i64 = 1_800_000_000;
 
 fn key(seed: u8) -> KeyPair {
     KeyPair::from_seed(&[seed; 32])
@@ -16,7 +16,7 @@ fn model() -> ModelName {
     ModelName::new("meter").unwrap()
 }
 
-fn online() -> Online {
+pub(super) fn online() -> Online {
     Online { snapshot: key(4), timestamp: key(5) }
 }
 
@@ -25,7 +25,7 @@ fn by<'a>(keys: &'a [KeyPair]) -> Vec<&'a dyn Signer> {
 }
 
 /// Root: two of keys 1, 2, 7; targets: key 3; meter: key 6, with version 1.0.0.
-fn published() -> Repository {
+pub(super) fn published() -> Repository {
     let holders = [(1, "ann"), (2, "bob"), (7, "eve")].map(|(seed, name)| key(seed).key().named(name));
     let root = Root::of(&RootKeys {
         root: (holders.to_vec(), 2),
