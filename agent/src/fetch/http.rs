@@ -14,6 +14,7 @@ use super::pace::Pace;
 use super::ranged::{Reply, Verdict, judge};
 use crate::causes;
 use crate::clock::Clock;
+use crate::tls::{self, Trouble};
 
 /// TCP and TLS: two round trips and an ECDSA signature, 2 s on a slow device over a bad link; ten times that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -84,7 +85,12 @@ impl HttpSource {
 
     /// A failure of the transport.
     pub(super) fn network(&self, url: &str, error: reqwest::Error) -> FetchError {
-        FetchError::transient("fetch.network", format!("{url}: {}", causes(&error.without_url())))
+        // A server of an unknown authority has a code of its own: the owner may have signed for it by now.
+        let code = match tls::trouble(&error) {
+            Some(Trouble::ServerUnknown) => tls::SERVER_UNKNOWN,
+            _ => "fetch.network",
+        };
+        FetchError::transient(code, format!("{url}: {}", causes(&error.without_url())))
     }
 
     /// A small document whole, or `None` for "there is none".
