@@ -76,7 +76,7 @@ impl SignedTarget {
 
     /// Checks bytes that come in pieces.
     pub fn checker(&self) -> TargetCheck {
-        TargetCheck { target: self.clone(), seen: 0, digests: Digests::default() }
+        TargetCheck { target: self.clone(), seen: 0, digests: Digests::new(&self.meta.hashes) }
     }
 }
 

@@ -184,8 +184,9 @@ impl FileMeta {
             return Err(TrustError::LengthMismatch { role, expected, got, by });
         }
         let Some(hashes) = &self.hashes else { return Ok(()) };
-        let differs = Digests::of(bytes).check(hashes);
-        differs.map_err(|differs| TrustError::DigestMismatch {
+        let mut digests = Digests::new(hashes);
+        digests.update(bytes);
+        digests.check(hashes).map_err(|differs| TrustError::DigestMismatch {
             role: role.to_owned(),
             expected: differs.expected,
             got: differs.got,

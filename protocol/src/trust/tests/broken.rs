@@ -154,6 +154,37 @@ fn a_target_admits_the_signed_bytes_only() {
 }
 
 #[test]
+fn a_target_is_checked_piece_by_piece_by_every_digest_that_is_known() {
+    use sha2::Digest as _;
+    let sha512 = hex::encode(sha2::Sha512::digest(b"manifest"));
+    let sha256 = crate::Digest::of(b"manifest").to_string();
+    for (hashes, good) in [
+        (vec![("sha512", sha512.as_str())], true),
+        (vec![("sha256", &sha256), ("sha512", &sha512), ("md5", "00")], true),
+        (vec![("sha256", &sha256), ("sha512", &sha256)], false),
+        (vec![("md5", "00")], false),
+    ] {
+        let mut world = World::new();
+        let mut meta = TargetMeta::of(b"manifest", None);
+        meta.hashes =
+            hashes.iter().map(|(kind, digest)| ((*kind).to_owned(), (*digest).to_owned())).collect();
+        world.roles.get_mut("meter").unwrap().body.targets.insert(MANIFEST.into(), meta);
+        let files = world.serve();
+        let Step::Found(target) = Device::enrolled(&files).look(&files, NOW, MANIFEST).unwrap() else {
+            panic!()
+        };
+        let mut check = target.checker();
+        check.update(b"mani").unwrap();
+        check.update(b"fest").unwrap();
+        assert!(check.update(b"s").is_err(), "a byte too many");
+        let mut check = target.checker();
+        check.update(b"manifest").unwrap();
+        assert_eq!(check.finish().is_ok(), good, "{hashes:?}");
+        assert!(target.checker().finish().is_err(), "nothing is not the target");
+    }
+}
+
+#[test]
 fn a_manifest_must_be_that_of_its_path() {
     let manifest = |version: &str| {
         serde_json::to_vec(&serde_json::json!({
