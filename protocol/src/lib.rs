@@ -5,9 +5,11 @@
 //! does not know.
 
 pub mod api;
+pub mod archive;
 pub mod bundle;
 pub mod delta;
 pub mod drift;
+pub mod hours;
 pub mod ids;
 pub mod trust;
 pub mod wire;

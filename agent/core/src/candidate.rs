@@ -1,11 +1,15 @@
 //! A version on its way: fetched, staged, self-tested, activated, or given up.
 
+use crate::holds::{hold, hold_for_application, hold_for_people, watch_hours};
 use crate::outcome::Effect;
 use crate::policy::{
-    FETCH_DEADLINE_MS, LOAD_DEADLINE_MS, RETRY_AFTER_CAP_MS, SELF_TEST_DEADLINE_MS, SERVE_DEADLINE_MS, budget,
+    FETCH_DEADLINE_MS, LOAD_DEADLINE_MS, RETRY_AFTER_CAP_MS, SELF_TEST_DEADLINE_MS, SERVE_DEADLINE_MS,
+    STAGE_DEADLINE_MS, budget,
 };
 use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
+use crate::running::{load_active, make_room};
+use crate::trust;
 use crate::turn::{Turn, Unit};
 
 /// The hold that ends when another model's trial does.
@@ -15,7 +19,7 @@ pub(crate) fn leave_waiting(unit: &mut Unit, turn: &mut Turn) {
     let Some((order, version, digest)) = unit.wanted() else {
         return;
     };
-    if unit.held(turn) || hold_for_pause(unit, order.wanted.rollback, turn) {
+    if unit.held(turn) || hold_for_people(unit, turn) {
         return;
     }
     if unit.record.previous.as_ref().is_some_and(|p| p.digest == digest) {
@@ -25,6 +29,9 @@ pub(crate) fn leave_waiting(unit: &mut Unit, turn: &mut Turn) {
         return;
     }
     unit.enter(State::Fetching, Some(turn.ctx.mono_ms + FETCH_DEADLINE_MS));
+    if !order.wanted.rollback {
+        watch_hours(unit, turn);
+    }
     turn.effect(Effect::Fetch { model: unit.name.clone(), version, digest });
     turn.report_job(unit);
 }
@@ -36,6 +43,21 @@ pub(crate) fn retry_fetch(unit: &mut Unit, reason: &str, retry_after_ms: Option<
     unit.enter(State::Waiting, None);
     unit.volatile.hold_until = Some(turn.ctx.mono_ms + delay);
     turn.report_job_because(unit, &format!("{reason}; next try in {} s", delay.div_ceil(1_000)));
+}
+
+/// Makes durable what lies verified in the staging folder.
+pub(crate) fn stage(unit: &mut Unit, turn: &mut Turn) {
+    unit.enter(State::Verified, Some(turn.ctx.mono_ms + STAGE_DEADLINE_MS));
+    if let Some((_, _, digest)) = unit.wanted() {
+        turn.effect(Effect::Stage { model: unit.name.clone(), digest });
+    }
+}
+
+/// Stops a fetch whose maintenance hours have ended, or that a person paused; what was fetched stays.
+pub(crate) fn interrupt_fetch(unit: &mut Unit, turn: &mut Turn) {
+    cancel(unit, turn);
+    unit.enter(State::Waiting, None);
+    leave_waiting(unit, turn);
 }
 
 /// Begins a self-test, or gives up when its tries are used up.
@@ -74,14 +96,19 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
     let Some((order, version, digest)) = unit.wanted() else {
         return;
     };
-    let rollback = order.wanted.rollback;
-    if unit.held(turn) || hold_for_pause(unit, rollback, turn) {
+    if turn.next.record.revoked.contains(&digest) {
+        fail(unit, &format!("{version} was revoked: {}", trust::REVOKED), turn);
         return;
     }
-    // A return to an earlier version needs no lease: nobody stops a rollback for being unsafe.
+    let rollback = order.wanted.rollback;
+    if unit.held(turn) || hold_for_people(unit, turn) {
+        return;
+    }
+    // A return to an earlier version needs no lease: nobody stops a rollback for being unsafe. Nor does an order that
+    // was given at the device: who gave it is there.
     let lease_ms = u64::from(order.wanted.policy.lease_s) * 1_000;
     let heard = turn.next.heard_mono_ms.is_some_and(|at| turn.ctx.mono_ms.saturating_sub(at) <= lease_ms);
-    if !rollback && !heard {
+    if !rollback && !order.local && !heard {
         let why = format!(
             "the server was not heard within {} s: the order may have been stopped",
             lease_ms / 1_000
@@ -108,12 +135,21 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
         fail_and_block(unit, &format!("its activation was begun {most} times and never ended well"), turn);
         return;
     }
+    if !rollback && hold_for_application(unit, turn) {
+        return;
+    }
+    let known = unit.record.previous.as_ref().filter(|p| p.digest == digest).map_or(0, |p| p.ram_bytes);
+    let ram_bytes = tries.ram_bytes.max(known);
     tries.activations += 1;
     tries.attempt = order.wanted.attempt;
     turn.next.record.spend(tries);
     unit.enter(State::Activating, Some(turn.ctx.mono_ms + LOAD_DEADLINE_MS));
+    let remark = make_room(unit, digest, ram_bytes, turn);
     turn.effect(Effect::Load { model: unit.name.clone(), version, digest });
-    turn.report_job(unit);
+    match remark {
+        Some(remark) => turn.report_job_because(unit, &remark),
+        None => turn.report_job(unit),
+    }
 }
 
 pub(crate) fn activation_broke(unit: &mut Unit, reason: &str, turn: &mut Turn) {
@@ -122,6 +158,10 @@ pub(crate) fn activation_broke(unit: &mut Unit, reason: &str, turn: &mut Turn) {
     };
     if turn.next.child_up {
         turn.effect(Effect::Unload { model: unit.name.clone(), digest });
+    }
+    // What had to leave memory for it comes back.
+    if unit.record.active.as_ref().is_some_and(|a| !unit.volatile.loaded.contains(&a.digest)) {
+        load_active(unit, turn);
     }
     let spent = turn.next.record.tries(&unit.name, digest).activations;
     if spent >= budget(&order.wanted.policy) {
@@ -139,16 +179,22 @@ fn wait_for_next_try(unit: &mut Unit, state: State, spent: u32, reason: &str, tu
     turn.report_job_because(unit, &format!("{reason}; next try in {} s", delay.div_ceil(1_000)));
 }
 
-/// The new version becomes the active one. Kept to return to: the newest version that passed a trial.
+/// The new version becomes the active one. Kept to return to: the newest version that passed a trial and was
+/// not revoked.
 pub(crate) fn flip(unit: &mut Unit, turn: &mut Turn) {
     let Some((order, version, digest)) = unit.wanted() else {
         return;
     };
     let previous = unit.record.previous.take();
+    let tested = turn.next.record.tries(&unit.name, digest).ram_bytes;
+    let ram_bytes =
+        previous.as_ref().filter(|p| p.digest == digest).map_or(tested, |p| p.ram_bytes.max(tested));
     let known_good = order.wanted.rollback && previous.as_ref().is_some_and(|p| p.digest == digest);
-    let last_proven = unit.record.active.take().filter(|a| a.trial_passed).or(previous);
-    unit.record.previous = last_proven.filter(|p| p.digest != digest);
-    unit.record.active = Some(Installed { version, digest, trial_passed: known_good });
+    let proven = [unit.record.active.take().filter(|a| a.trial_passed), previous].into_iter().flatten();
+    let revoked = &turn.next.record.revoked;
+    // The newest first; a version that was revoked only when there is no other.
+    unit.record.previous = proven.filter(|p| p.digest != digest).min_by_key(|p| revoked.contains(&p.digest));
+    unit.record.active = Some(Installed { version, digest, trial_passed: known_good, ram_bytes });
     unit.enter(State::Probation, Some(turn.ctx.mono_ms + SERVE_DEADLINE_MS));
     unit.volatile.loaded.insert(digest);
     turn.effect(Effect::Serve { model: unit.name.clone(), digest });
@@ -180,22 +226,4 @@ pub(crate) fn fail_and_block(unit: &mut Unit, reason: &str, turn: &mut Turn) {
         turn.block(unit, digest, reason);
     }
     fail(unit, reason, turn);
-}
-
-/// A pause holds every update but a return to an earlier version.
-fn hold_for_pause(unit: &mut Unit, rollback: bool, turn: &mut Turn) -> bool {
-    let paused = turn.next.record.paused && !rollback;
-    if paused {
-        hold(unit, "pause", "updates of the fleet are paused", turn);
-    }
-    paused
-}
-
-/// Says once what the unit waits for.
-fn hold(unit: &mut Unit, kind: &'static str, why: &str, turn: &mut Turn) {
-    unit.volatile.hold_until = None;
-    if unit.volatile.told != Some(kind) {
-        unit.volatile.told = Some(kind);
-        turn.report_job_because(unit, why);
-    }
 }

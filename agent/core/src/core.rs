@@ -10,10 +10,12 @@ use plimsoll_protocol::{Digest, Generation, ModelName};
 
 use crate::candidate::HOLD_OTHER;
 use crate::event::{Ctx, Event, ModelEvent};
+use crate::holds::Rules;
 use crate::lifecycle::{Step, step};
 use crate::orders;
 use crate::outcome::{Outcome, Refused};
 use crate::record::Persistent;
+use crate::trust;
 use crate::turn::{Turn, Unit, job_report};
 
 /// Most events kept while the disk refuses to write: a life of the child is four events a model, and what a later
@@ -30,6 +32,11 @@ pub struct Core {
     /// When the server was last heard, on the monotonic clock. Not persisted: after a restart a device hears the
     /// server once before it activates anything.
     pub(crate) heard_mono_ms: Option<u64>,
+    /// The device's own settings. Not persisted: the shell says them at every start.
+    pub(crate) rules: Rules,
+    /// Until when the application says "not now", on the monotonic clock. A restart ends it: the application asks
+    /// again, or is gone too.
+    pub(crate) not_now_until: Option<u64>,
     /// Events whose decisions could not be written, oldest first: decided again, in order, before the next one.
     pub(crate) missed: Vec<Event>,
 }
@@ -43,12 +50,18 @@ pub(crate) struct Volatile {
     pub deadline: Option<u64>,
     /// End of the trial; set when requests reach the new version.
     pub trial_ends: Option<u64>,
+    /// When a hold that is not a delay is looked at again.
+    pub recheck_at: Option<u64>,
+    /// Since when the application puts this activation off.
+    pub not_now_since: Option<u64>,
     /// Latest counters of the trial.
     pub trial_seen: (u64, u64),
     /// Transient failures in a row.
     pub failures: u32,
     /// The hold that was reported last, so that it is reported once.
     pub told: Option<&'static str>,
+    /// The last remark about the present state.
+    pub why: Option<String>,
     /// When the active version, which failed to load, is loaded again.
     pub reload_at: Option<u64>,
     /// Failures to load the active version in a row.
@@ -86,15 +99,28 @@ impl Core {
     /// Where every order stands, as it would be reported now.
     pub fn jobs(&self) -> Vec<JobReport> {
         let job = |(model, record): (&ModelName, &crate::ModelRecord)| {
-            let held = self.volatile.get(model).is_some_and(|v| v.told.is_some());
-            job_report(model, record, held)
+            let volatile = self.volatile.get(model);
+            let mut job = job_report(model, record, volatile.is_some_and(|v| v.told.is_some()))?;
+            job.reason = job.reason.or_else(|| volatile.and_then(|v| v.why.clone()));
+            Some(job)
         };
         self.record.models.iter().filter_map(job).collect()
     }
 
+    /// Bundles that are on their way to this device now.
+    pub fn in_flight(&self) -> BTreeSet<Digest> {
+        let under_way = self.record.models.values().filter(|record| record.state.in_flight());
+        under_way.filter_map(crate::ModelRecord::ordered).collect()
+    }
+
+    /// For how long the application still says "not now", milliseconds.
+    pub fn not_now_ms(&self, now_mono_ms: u64) -> u64 {
+        self.not_now_until.map_or(0, |until| until.saturating_sub(now_mono_ms))
+    }
+
     /// The earliest hold, deadline or end of a trial.
     pub(crate) fn next_wake_mono_ms(&self) -> Option<u64> {
-        let times = |v: &Volatile| [v.hold_until, v.deadline, v.trial_ends, v.reload_at];
+        let times = |v: &Volatile| [v.hold_until, v.deadline, v.trial_ends, v.reload_at, v.recheck_at];
         self.volatile.values().flat_map(times).flatten().min()
     }
 
@@ -144,6 +170,18 @@ fn one(event: Event, turn: &mut Turn) {
             turn.next.record.paused = paused;
             turn.each(tick);
         }
+        Event::PausedHere(paused) => {
+            turn.next.record.paused_here = paused;
+            turn.each(tick);
+        }
+        Event::Rules(rules) => {
+            turn.next.rules = rules;
+            turn.each(tick);
+        }
+        Event::NotNow { for_ms } => {
+            turn.next.not_now_until = (for_ms > 0).then(|| now.saturating_add(for_ms));
+            turn.each(tick);
+        }
         Event::ServeStarted => {
             turn.next.child_up = true;
             turn.each(|unit, turn| step(unit, Step::ServeStarted, turn));
@@ -156,6 +194,11 @@ fn one(event: Event, turn: &mut Turn) {
                 turn.each(|unit, turn| step(unit, Step::ServeDied(reason.clone()), turn));
             }
         }
+        Event::Revoked(revoked) => {
+            trust::take(revoked, turn);
+            turn.each(tick);
+        }
+        Event::Imported { model, version, digest } => orders::import(model, version, digest, turn),
         Event::RollbackAsked { model } => {
             if !turn.with(&model, |unit, turn| step(unit, Step::RollbackAsked, turn)) {
                 turn.refuse(unknown(&model, "rollback_asked"));
@@ -172,6 +215,9 @@ fn one(event: Event, turn: &mut Turn) {
 
 /// What time does to one model: to the version that runs, then to the order.
 fn tick(unit: &mut Unit, turn: &mut Turn) -> Result<(), Refused> {
+    if unit.volatile.recheck_at.is_some_and(|at| at <= turn.ctx.mono_ms) {
+        unit.volatile.recheck_at = None;
+    }
     if unit.trial_over(turn) {
         step(unit, Step::TrialOver, turn)?;
     }

@@ -1,7 +1,12 @@
 //! What can happen to a device, as values.
 
+use std::collections::BTreeSet;
+
+use plimsoll_protocol::hours::LocalTime;
 use plimsoll_protocol::wire::v1::Desired;
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
+
+use crate::holds::Rules;
 
 /// Time and randomness of one decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +17,10 @@ pub struct Ctx {
     pub mono_ms: u64,
     /// Fresh random bits for this decision: jitter and backoff come from it.
     pub seed: u64,
+    /// The device's local time, for maintenance hours only; `None` while its clock cannot be right.
+    pub local: Option<LocalTime>,
+    /// Memory that one more process could have now, bytes; `None` where the machine does not say.
+    pub ram_available_bytes: Option<u64>,
 }
 
 /// Something that happened.
@@ -25,12 +34,34 @@ pub enum Event {
     ServerHeard,
     /// The fleet's settings.
     Paused(bool),
+    /// A person at the device pauses its updates, or lets them go on. Survives restarts.
+    PausedHere(bool),
+    /// The device's own settings, at the start and when they change.
+    Rules(Rules),
+    /// The application on the device puts updates off for so many milliseconds from now; 0 ends that.
+    NotNow {
+        /// See above.
+        for_ms: u64,
+    },
     /// The serving child is up and holds no model.
     ServeStarted,
     /// The serving child ended without being told to.
     ServeDied {
         /// How: signal, exit code, missed heartbeat.
         reason: String,
+    },
+    /// A refresh of the signed metadata looked up every version that is in a slot: these are no longer signed for.
+    /// Replaces what the refresh before said.
+    Revoked(BTreeSet<Digest>),
+    /// Somebody at the device brought a bundle by hand. It was verified like one from the server and lies in the
+    /// staging folder.
+    Imported {
+        /// Model.
+        model: ModelName,
+        /// Version.
+        version: semver::Version,
+        /// Digest of its `bundle.json`.
+        digest: Digest,
     },
     /// An operator on the device wants the previous version back.
     RollbackAsked {
@@ -77,7 +108,10 @@ pub enum ModelEvent {
         reason: String,
     },
     /// All golden samples agree.
-    SelfTestPassed,
+    SelfTestPassed {
+        /// Resident memory of the process that ran them, at its peak; 0 where it is not known.
+        peak_rss_bytes: u64,
+    },
     /// `Permanent`: it answered, and wrongly. `Transient`: the child crashed, timed out or could not start.
     SelfTestFailed {
         /// See above.
@@ -117,7 +151,7 @@ impl ModelEvent {
             Self::NotApplicable { .. } => "not_applicable",
             Self::Staged => "staged",
             Self::StageFailed { .. } => "stage_failed",
-            Self::SelfTestPassed => "self_test_passed",
+            Self::SelfTestPassed { .. } => "self_test_passed",
             Self::SelfTestFailed { .. } => "self_test_failed",
             Self::Loaded => "loaded",
             Self::LoadFailed { .. } => "load_failed",

@@ -18,15 +18,18 @@
 //! |---|---|
 //! | [`event`] | what can happen |
 //! | [`record`] | what survives a crash |
+//! | [`holds`] | who may make an update wait |
 //! | [`outcome`] | what the shell has to do, and the order it has to do it in |
 //! | `lifecycle` | the one match over (state, event) |
 //! | `candidate`, `running` | what its edges do |
+//! | `trust` | what follows when the owner no longer signs for a version |
 //! | `resume` | what a device does first after any crash |
 //! | [`policy`] | deadlines, budgets, trial verdicts: numbers with their arithmetic |
 //! | [`mod@preflight`] | can this device run that bundle at all |
 //! | [`retry`] | full-jitter backoff |
 
 pub mod event;
+pub mod holds;
 pub mod outcome;
 pub mod policy;
 pub mod preflight;
@@ -39,10 +42,12 @@ mod lifecycle;
 mod orders;
 mod resume;
 mod running;
+mod trust;
 mod turn;
 
 pub use crate::core::Core;
 pub use event::{Ctx, Event, Failure, ModelEvent};
+pub use holds::Rules;
 pub use outcome::{After, Effect, Outcome, Refused, Report};
 pub use preflight::{Device, preflight};
 pub use record::{Blocked, Installed, ModelRecord, Order, Persistent, State, Tries};

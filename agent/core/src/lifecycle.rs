@@ -1,20 +1,20 @@
 //! The lifecycle of one model: one match over (state, event). Every legal edge has its comment; everything else is
 //! refused by name.
 //!
-//! Two rules hold everywhere. What runs is not touched before a replacement is loaded beside it and has passed its
-//! self-test. A try is spent in the same decision that orders the risky step, so it is durable before the step.
+//! Two rules hold everywhere. What runs is not touched before a replacement has passed its self-test, and stays in
+//! memory until the replacement is loaded, where memory holds both. A try is spent in the same decision that orders the risky step, so it is durable before the step.
 
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::wire::v1::Severity;
 
 use crate::candidate::{
-    activate, activation_broke, cancel, discard, fail, fail_and_block, flip, leave_waiting, retry_fetch,
-    self_test, self_test_broke,
+    activate, activation_broke, cancel, discard, fail, fail_and_block, flip, interrupt_fetch, leave_waiting,
+    retry_fetch, self_test, self_test_broke, stage,
 };
 use crate::event::{Failure, ModelEvent};
+use crate::holds::must_wait;
 use crate::orders;
 use crate::outcome::{Effect, Refused};
-use crate::policy::STAGE_DEADLINE_MS;
 use crate::record::{Order, State, kept};
 use crate::running::{end_trial, load_active, reload, roll_back, rollback_asked, start_trial, unload_others};
 use crate::turn::{Turn, Unit};
@@ -24,6 +24,8 @@ use crate::turn::{Turn, Unit};
 pub(crate) enum Step {
     /// A newer order for this model.
     Ordered(Box<Order>),
+    /// A bundle brought by hand: verified, and in the staging folder.
+    Imported(Box<Order>),
     /// Time passed, or something that a state waits for may have changed.
     Tick,
     /// The time of the running version's trial is over.
@@ -51,16 +53,15 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
     match (unit.record.state.clone(), event) {
         // A newer order is taken in any state; the running model is not touched by it.
         (_, Step::Ordered(order)) => orders::take(unit, *order, turn),
+        // So is one that somebody at the device gives, who brought the bundle.
+        (_, Step::Imported(order)) => return orders::take_import(unit, *order, turn),
 
         // ---- a version on its way ----
         // Jitter or backoff ended, and nothing pauses the fleet: fetch (or take the slot that is there).
         (S::Waiting, Step::Tick) => leave_waiting(unit, turn),
         // Everything verified against the signed manifest: make it durable.
         (S::Fetching, Step::Candidate(M::FetchDone)) => {
-            unit.enter(S::Verified, Some(turn.ctx.mono_ms + STAGE_DEADLINE_MS));
-            if let Some((_, _, digest)) = unit.wanted() {
-                turn.effect(Effect::Stage { model: unit.name.clone(), digest });
-            }
+            stage(unit, turn);
         }
         // The manifest asks for what this device does not have.
         (S::Fetching, Step::Candidate(M::NotApplicable { reason })) => {
@@ -94,13 +95,18 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
             discard(unit, turn);
             fail(unit, &reason, turn);
         }
+        // Its maintenance hours ended, or a person paused this device: the partial fetch stays.
+        (S::Fetching, Step::Tick) if must_wait(unit, turn) => interrupt_fetch(unit, turn),
         // The effect never answered.
         (S::Fetching | S::Verified, Step::Tick) if unit.overdue(turn) => {
             cancel(unit, turn);
             retry_fetch(unit, "it did not end within its deadline", None, turn);
         }
         // It answers as the notebook does, on this hardware.
-        (S::Staged, Step::Candidate(M::SelfTestPassed)) => {
+        (S::Staged, Step::Candidate(M::SelfTestPassed { peak_rss_bytes })) => {
+            if let Some(digest) = unit.record.ordered() {
+                turn.next.record.measured(&unit.name, digest, peak_rss_bytes);
+            }
             unit.enter(S::SelfTested, None);
             activate(unit, turn);
         }

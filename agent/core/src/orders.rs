@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use plimsoll_protocol::ModelName;
-use plimsoll_protocol::wire::v1::{Desired, JobPhase, Severity};
+use plimsoll_protocol::wire::v1::{Desired, DesiredModel, JobPhase, Severity, UpdatePolicy};
+use plimsoll_protocol::{Digest, ModelName};
 
 use crate::candidate;
 use crate::lifecycle::{Step, step};
@@ -36,7 +36,7 @@ pub(crate) fn accept(desired: Desired, turn: &mut Turn) {
         let model = wanted.model.clone();
         wanted.blocked.truncate(MAX_ORDER_BLOCKED);
         turn.next.record.models.entry(model.clone()).or_default();
-        let order = Box::new(Order { generation: got, wanted });
+        let order = Box::new(Order { generation: got, wanted, local: false });
         turn.with(&model, |unit, turn| step(unit, Step::Ordered(order), turn));
     }
 }
@@ -94,6 +94,55 @@ pub(crate) fn take(unit: &mut Unit, order: Order, turn: &mut Turn) {
     } else {
         begin(unit, turn);
     }
+}
+
+/// An order given at the device, for a bundle that lies verified in the staging folder.
+pub(crate) fn import(model: ModelName, version: semver::Version, digest: Digest, turn: &mut Turn) {
+    let record = &turn.next.record;
+    if !record.models.contains_key(&model) && record.models.len() >= MAX_MODELS {
+        let why = format!("{model} would be one model more than the {MAX_MODELS} that a device runs");
+        turn.refuse(Refused { model: Some(model), state: "none", event: "imported", why });
+        return;
+    }
+    let before = record.models.get(&model).and_then(|m| m.order.as_ref());
+    let wanted = DesiredModel {
+        model: model.clone(),
+        version,
+        digest,
+        rollout: None,
+        policy: UpdatePolicy { jitter_s: 0, ..UpdatePolicy::default() },
+        rollback: false,
+        blocked: before.map_or_else(Vec::new, |o| o.wanted.blocked.clone()),
+        attempt: before.map_or(0, |o| o.wanted.attempt),
+    };
+    let order = Box::new(Order { generation: record.generation, wanted, local: true });
+    turn.next.record.models.entry(model.clone()).or_default();
+    turn.with(&model, |unit, turn| step(unit, Step::Imported(order), turn));
+}
+
+/// Takes it, unless this device knows better. It goes the way of every version from there on: durable, self-tested,
+/// on trial.
+pub(crate) fn take_import(unit: &mut Unit, order: Order, turn: &mut Turn) -> Result<(), Refused> {
+    let digest = order.wanted.digest;
+    let refusal = |unit: &Unit, why: &str| Err(unit.refusal("imported", why));
+    if unit.record.active.as_ref().is_some_and(|a| a.digest == digest) {
+        return refusal(unit, "this version runs already");
+    }
+    if let Some(blocked) = turn.next.record.blocked(&unit.name, digest) {
+        return refusal(unit, &format!("this version is blocked on this device: {}", blocked.reason));
+    }
+    if order.wanted.blocked.contains(&digest) {
+        return refusal(unit, "the fleet's server has blocked this version on this device");
+    }
+    if unit.record.ordered() != Some(digest) {
+        supersede(unit, turn);
+    } else if unit.record.state.in_flight() {
+        return refusal(unit, "this version is on its way already");
+    }
+    unit.record.order = Some(order);
+    candidate::stage(unit, turn);
+    turn.report_job(unit);
+    Ok(())
 }
 
 /// Ends the work on the order before. What runs, on trial or not, is not touched.

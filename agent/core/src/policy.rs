@@ -24,12 +24,34 @@ pub const SERVE_DEADLINE_MS: u64 = LOAD_DEADLINE_MS + MINUTE;
 pub const RELOADS: u32 = 3;
 /// Longest `Retry-After` that is obeyed: a day; a server that says more is broken or lies.
 pub const RETRY_AFTER_CAP_MS: u64 = 24 * HOUR;
-/// What an update leaves free: the 2 MiB ballast, an outbox of a few MB, and room for the log of a bad day.
-pub const DISK_RESERVE_BYTES: u64 = 16 * 1024 * 1024;
-
 /// How often a risky step may be begun under a policy. None at all would block every version.
 pub const fn budget(policy: &UpdatePolicy) -> u32 {
     if policy.tries == 0 { 1 } else { policy.tries }
+}
+
+/// How a version takes over from the one that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// Loaded beside it: no request is refused.
+    Overlap,
+    /// Loaded in its place: memory does not hold both.
+    Exclusive,
+}
+
+/// What a swap leaves to everybody else: the kernel begins to kill when nothing is left, and an inference in a burst
+/// needs tensors of its own (a 1080p frame as FP32 is 24 MiB).
+pub const RAM_RESERVE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Chooses by what the version's own self-test needed at its peak on this device, and what is available now. What is
+/// not known (0, `None`) does not speak against an overlap: the serving child dies before anything else does, and a
+/// trial ends with it.
+pub fn swap(ram_bytes: u64, available_bytes: Option<u64>) -> Swap {
+    match available_bytes {
+        Some(available) if ram_bytes > 0 && ram_bytes.saturating_add(RAM_RESERVE_BYTES) > available => {
+            Swap::Exclusive
+        }
+        _ => Swap::Overlap,
+    }
 }
 
 /// What the counters of a trial say.

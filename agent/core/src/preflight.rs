@@ -5,8 +5,6 @@
 
 use plimsoll_protocol::bundle::{Manifest, RuntimeKind};
 
-use crate::policy::DISK_RESERVE_BYTES;
-
 /// What a device is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Device {
@@ -20,6 +18,10 @@ pub struct Device {
     pub disk_free_bytes: u64,
     /// Bytes of this bundle that a fetch which was interrupted has already put there.
     pub already_staged_bytes: u64,
+    /// What an update must leave free, bytes.
+    pub disk_reserve_bytes: u64,
+    /// What the operator still allows bundles to take, bytes; `None` for what the disk has.
+    pub quota_left_bytes: Option<u64>,
     /// Newest `ai.onnx` operator set that the runtime knows.
     pub max_opset: i64,
 }
@@ -53,10 +55,16 @@ pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
         return Err(format!("{what} needs {ram} bytes of memory; this device has {}", device.ram_bytes));
     }
     let missing = manifest.total_bytes().saturating_sub(device.already_staged_bytes);
-    let needed = missing.saturating_add(DISK_RESERVE_BYTES);
+    if let Some(left) = device.quota_left_bytes.filter(|left| missing > *left) {
+        return Err(format!(
+            "{what} needs {missing} bytes of disk; the quota of bundles (setting models_bytes) leaves {left}"
+        ));
+    }
+    let reserve = device.disk_reserve_bytes;
+    let needed = missing.saturating_add(reserve);
     if needed > device.disk_free_bytes {
         return Err(format!(
-            "{what} needs {needed} bytes of disk ({missing} to fetch and {DISK_RESERVE_BYTES} in reserve); {} are free",
+            "{what} needs {needed} bytes of disk ({missing} to fetch and {reserve} in reserve); {} are free",
             device.disk_free_bytes
         ));
     }

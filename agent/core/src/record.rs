@@ -31,6 +31,13 @@ pub struct Persistent {
     /// The fleet's pause, kept so that a restart does not slip through it.
     #[serde(default)]
     pub paused: bool,
+    /// A pause by the person at the device.
+    #[serde(default)]
+    pub paused_here: bool,
+    /// Bundles in slots whose removal this device has seen in the signed metadata: what runs goes on running, and
+    /// nothing else of them is ever started. Only of slots: three a model at most.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub revoked: BTreeSet<Digest>,
     /// At most [`MAX_MODELS`].
     #[serde(default)]
     pub models: BTreeMap<ModelName, ModelRecord>,
@@ -65,6 +72,15 @@ pub struct Order {
     pub generation: Generation,
     /// The order.
     pub wanted: DesiredModel,
+    /// Given by somebody at the device, who brought the bundle: it waits for no sign of life of the server.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub local: bool,
+}
+
+/// For fields that are rarely true.
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// A bundle in a slot that is or was served.
@@ -76,6 +92,9 @@ pub struct Installed {
     pub digest: Digest,
     /// Whether its trial has ended well.
     pub trial_passed: bool,
+    /// Resident memory that its self-test needed on this device at its peak; 0 where it is not known.
+    #[serde(default)]
+    pub ram_bytes: u64,
 }
 
 /// Where an order stands.
@@ -171,6 +190,9 @@ pub struct Tries {
     /// [`DesiredModel::attempt`] of the order they were spent under; a higher one begins a new count.
     #[serde(default)]
     pub attempt: u64,
+    /// Resident memory that its self-test needed at its peak; 0 before one has passed.
+    #[serde(default)]
+    pub ram_bytes: u64,
 }
 
 /// A bundle that this device found bad.
@@ -224,6 +246,7 @@ impl Persistent {
             self_tests: 0,
             activations: 0,
             attempt: 0,
+            ram_bytes: 0,
         })
     }
 
@@ -238,6 +261,11 @@ impl Persistent {
         self.tries.push(tries);
         let over = self.tries.len().saturating_sub(MAX_TRIES);
         self.tries.drain(..over);
+    }
+
+    pub(crate) fn measured(&mut self, model: &ModelName, digest: Digest, ram_bytes: u64) {
+        let tries = self.tries.iter_mut().find(|t| t.model == *model && t.digest == digest);
+        tries.into_iter().for_each(|t| t.ram_bytes = ram_bytes);
     }
 
     pub(crate) fn forget_tries(&mut self, model: &ModelName, digest: Digest) {

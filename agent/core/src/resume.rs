@@ -140,7 +140,8 @@ impl Persistent {
             if record.models.len() == MAX_MODELS && !record.models.contains_key(&facts.model) {
                 continue;
             }
-            let installed = Installed { version: facts.version.clone(), digest, trial_passed: true };
+            let installed =
+                Installed { version: facts.version.clone(), digest, trial_passed: true, ram_bytes: 0 };
             let model: &mut ModelRecord = record.models.entry(facts.model.clone()).or_default();
             if model.active.is_none() {
                 model.active = Some(installed);

@@ -4,7 +4,7 @@ use plimsoll_protocol::Digest;
 use plimsoll_protocol::wire::v1::Severity;
 
 use crate::outcome::{Effect, Refused};
-use crate::policy::{RELOADS, SERVE_DEADLINE_MS, Verdict, judge};
+use crate::policy::{RELOADS, SERVE_DEADLINE_MS, Swap, Verdict, judge, swap};
 use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
 use crate::turn::{Turn, Unit};
@@ -118,6 +118,9 @@ pub(crate) fn rollback_asked(unit: &mut Unit, turn: &mut Turn) -> Result<(), Ref
     if revoked || turn.next.record.blocked(&unit.name, previous.digest).is_some() {
         return refusal(unit, "the previous version is blocked");
     }
+    if turn.next.record.revoked.contains(&previous.digest) {
+        return refusal(unit, "the previous version was revoked, and something else runs");
+    }
     roll_back(unit, "an operator asked for it on the device", turn);
     Ok(())
 }
@@ -148,11 +151,34 @@ pub(crate) fn load_active(unit: &mut Unit, turn: &mut Turn) {
         unit.volatile.deadline = Some(turn.ctx.mono_ms + SERVE_DEADLINE_MS);
     }
     let (model, digest) = (unit.name.clone(), active.digest);
+    if !unit.volatile.loaded.contains(&digest) && unit.record.state != State::Activating {
+        make_room(unit, digest, active.ram_bytes, turn);
+    }
     turn.effect(if unit.volatile.loaded.contains(&digest) {
         Effect::Serve { model, digest }
     } else {
         Effect::Load { model, version: active.version, digest }
     });
+}
+
+/// Takes out of memory what the model holds there, when `wanted` does not fit beside it; says so. Until `wanted`
+/// serves, the model does not answer: that is the price of a device that cannot hold two.
+pub(crate) fn make_room(unit: &mut Unit, wanted: Digest, ram_bytes: u64, turn: &mut Turn) -> Option<String> {
+    let others: Vec<Digest> = unit.volatile.loaded.iter().copied().filter(|d| *d != wanted).collect();
+    let available = turn.ctx.ram_available_bytes?;
+    if others.is_empty() || swap(ram_bytes, Some(available)) == Swap::Overlap {
+        return None;
+    }
+    for digest in others {
+        unit.volatile.loaded.remove(&digest);
+        turn.effect(Effect::Unload { model: unit.name.clone(), digest });
+    }
+    unit.volatile.serving = unit.volatile.serving.filter(|d| *d == wanted);
+    let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
+    let (needs, has) = (mib(ram_bytes), mib(available));
+    Some(format!(
+        "it needs {needs} MiB of memory and {has} MiB are free: the running version leaves memory first"
+    ))
 }
 
 pub(crate) fn unload_others(unit: &mut Unit, turn: &mut Turn) {

@@ -23,7 +23,12 @@ impl Unit {
         self.record.state = state;
         self.volatile.deadline = deadline;
         self.volatile.hold_until = None;
+        self.volatile.recheck_at = None;
         self.volatile.told = None;
+        self.volatile.why = None;
+        if matches!(self.record.state, State::Fetching | State::Activating) {
+            self.volatile.not_now_since = None;
+        }
     }
 
     /// The order with its version and digest.
@@ -125,8 +130,9 @@ impl Turn {
         }
     }
 
-    /// Reports where the unit's order stands, with a remark.
-    pub fn report_job_because(&mut self, unit: &Unit, reason: &str) {
+    /// Reports where the unit's order stands, with a remark, which its status repeats until the state changes.
+    pub fn report_job_because(&mut self, unit: &mut Unit, reason: &str) {
+        unit.volatile.why = Some(kept(reason));
         if let Some(mut job) = job_report(&unit.name, &unit.record, unit.volatile.told.is_some()) {
             job.reason = Some(kept(reason));
             self.after.reports.push(Report::Job(job));

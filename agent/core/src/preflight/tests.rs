@@ -2,6 +2,8 @@ use plimsoll_protocol::bundle::Manifest;
 
 use super::*;
 
+const RESERVE: u64 = 16 * 1024 * 1024;
+
 /// A bundle of 1 MB that needs 32 MB of memory, with this `requires` and these architectures of its only variant.
 fn manifest(requires: &str, variant: &str) -> Manifest {
     let zero = "0".repeat(64);
@@ -23,8 +25,10 @@ fn device() -> Device {
         architecture: "aarch64".into(),
         agent_version: semver::Version::new(0, 1, 0),
         ram_bytes: 32_000_000,
-        disk_free_bytes: 1_000_000 + DISK_RESERVE_BYTES,
+        disk_free_bytes: 1_000_000 + RESERVE,
         already_staged_bytes: 0,
+        disk_reserve_bytes: RESERVE,
+        quota_left_bytes: None,
         max_opset: 17,
     }
 }
@@ -56,17 +60,15 @@ fn each_thing_that_is_missing_is_named() {
     refused(&manifest(r#","agent_version":"0.2.0""#, ""), &device(), "needs agent 0.2.0");
     refused(&any, &Device { ram_bytes: 31_999_999, ..device() }, "32000000 bytes of memory");
     refused(&any, &Device { max_opset: 16, ..device() }, "operator set 17");
-    refused(
-        &any,
-        &Device { disk_free_bytes: 1_000_000 + DISK_RESERVE_BYTES - 1, ..device() },
-        "bytes of disk",
-    );
+    refused(&any, &Device { disk_free_bytes: 1_000_000 + RESERVE - 1, ..device() }, "bytes of disk");
+    refused(&any, &Device { quota_left_bytes: Some(999_999), ..device() }, "models_bytes");
+    assert_eq!(preflight(&any, &Device { quota_left_bytes: Some(1_000_000), ..device() }), Ok(()));
 }
 
 #[test]
 fn what_an_interrupted_fetch_has_put_there_is_not_needed_twice() {
-    let device = Device { disk_free_bytes: DISK_RESERVE_BYTES, already_staged_bytes: 1_000_000, ..device() };
+    let device = Device { disk_free_bytes: RESERVE, already_staged_bytes: 1_000_000, ..device() };
     assert_eq!(preflight(&manifest("", ""), &device), Ok(()));
-    let too_much = Device { already_staged_bytes: u64::MAX, disk_free_bytes: DISK_RESERVE_BYTES, ..device };
+    let too_much = Device { already_staged_bytes: u64::MAX, disk_free_bytes: RESERVE, ..device };
     assert_eq!(preflight(&manifest("", ""), &too_much), Ok(()));
 }

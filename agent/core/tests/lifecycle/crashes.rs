@@ -1,16 +1,21 @@
 //! Random lives of a device: orders, faults, crashes before and after every write, dying children, bad bundles; the
 //! invariants of [`crate::fake::Shell`] after each step, and at the end a world without faults in which every device must
 //! reach its goal.
+//!
+//! A life that fails is printed as a script, one line of JSON; kept in `scripts/` it is played again by every run.
 
-use crate::fake::{Fate, NATURES, Nature, Shell, desired, model};
-use plimsoll_agent_core::Event;
+use crate::fake::{Fate, NATURES, NEEDS, Nature, Shell, desired, model};
+use plimsoll_agent_core::{Event, Rules};
 use plimsoll_protocol::Digest;
+use plimsoll_protocol::hours::{LocalTime, MaintenanceHours};
 use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
 
 const MODELS: [&str; 2] = ["meter", "valve"];
 const VERSIONS: usize = 4;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Action {
     /// Versions of both models, how the generation moves, whether it is a return, the attempt.
     Order {
@@ -39,7 +44,29 @@ enum Action {
     RollbackAsked {
         which: usize,
     },
+    /// By the person at the device.
+    PauseHere(bool),
+    /// By the application.
+    NotNow {
+        for_ms: u64,
+    },
+    /// The device's own maintenance hours, or none.
+    Hours(bool),
+    /// The device's clock: an hour of Monday, or unknown.
+    Clock(Option<u8>),
+    /// Memory that is free, in halves of what a version needs.
+    Memory {
+        halves: u64,
+    },
     Crash,
+}
+
+/// Everything that a life depends on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Script {
+    natures: Vec<Nature>,
+    life: Vec<(Action, Fate)>,
+    goal: usize,
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -61,6 +88,11 @@ fn action() -> impl Strategy<Value = Action> {
         4 => Just(Action::Heard),
         1 => prop::bool::weighted(0.3).prop_map(Action::Pause),
         1 => (0usize..2).prop_map(|which| Action::RollbackAsked { which }),
+        1 => prop::bool::weighted(0.3).prop_map(Action::PauseHere),
+        1 => prop_oneof![Just(0), Just(5_000), Just(1_000_000)].prop_map(|for_ms| Action::NotNow { for_ms }),
+        1 => prop::bool::weighted(0.3).prop_map(Action::Hours),
+        1 => prop::option::weighted(0.8, 0u8..24).prop_map(Action::Clock),
+        1 => (0u64..8).prop_map(|halves| Action::Memory { halves }),
         1 => Just(Action::Crash),
     ]
 }
@@ -108,7 +140,59 @@ fn act(shell: &mut Shell, bundles: &[Vec<Digest>], action: &Action, fate: Fate) 
         Action::RollbackAsked { which } => {
             shell.feed(Event::RollbackAsked { model: model(MODELS[which]) }, fate)
         }
+        Action::PauseHere(paused) => shell.feed(Event::PausedHere(paused), fate),
+        Action::NotNow { for_ms } => shell.feed(Event::NotNow { for_ms }, fate),
+        Action::Hours(some) => shell.feed(Event::Rules(rules(some)), fate),
+        Action::Clock(hour) => shell.local = hour.map(|hour| LocalTime::new(0, hour, 0)),
+        Action::Memory { halves } => shell.ram_available = Some(halves * NEEDS / 2),
         Action::Crash => shell.restart(),
+    }
+}
+
+fn rules(hours: bool) -> Rules {
+    let spans: &[&str] = if hours { &["02:00-04:00"] } else { &[] };
+    Rules { hours: MaintenanceHours::parse(spans).unwrap(), not_now_max_ms: 20_000 }
+}
+
+/// Plays a life to its end; what must hold is asserted on the way.
+fn play(script: &Script) {
+    let (mut shell, bundles) = device(&script.natures);
+    for (action, fate) in &script.life {
+        let before = shell.anchor.generation;
+        act(&mut shell, &bundles, action, *fate);
+        assert!(shell.anchor.generation >= before, "the generation went back");
+    }
+
+    // The faults stop; somebody orders once more, and means it.
+    shell.ram_available = None;
+    shell.feed(Event::Paused(false), Fate::Whole);
+    shell.feed(Event::PausedHere(false), Fate::Whole);
+    shell.feed(Event::Rules(Rules::default()), Fate::Whole);
+    shell.start_child(Fate::Whole);
+    let wanted = |which: usize| {
+        let wanted = shell.wanted(bundles[which][script.goal]);
+        plimsoll_protocol::wire::v1::DesiredModel { attempt: 9, ..wanted }
+    };
+    let models = (0..MODELS.len()).map(wanted).collect();
+    shell.order(shell.anchor.generation + 1, models);
+    shell.settle();
+    for (which, name) in MODELS.into_iter().enumerate() {
+        let digest = bundles[which][script.goal];
+        let running = shell.active(name).filter(|a| a.digest == digest && a.trial_passed);
+        match shell.natures[&digest] {
+            Nature::Good => assert!(running.is_some(), "{name} is {} and not the goal", shell.state(name)),
+            // Its trial may have seen no request before the goal was ordered; that is remarked and not failed.
+            Nature::FailsRequests if running.is_some() => {}
+            nature => {
+                assert!(running.is_none(), "{name} runs a bundle that is {nature:?}");
+                let end = shell.state(name);
+                assert!(["failed", "rolled_back", "not_applicable"].contains(&end), "{name} is {end}");
+            }
+        }
+        // And what runs is served, whichever it is.
+        let active = shell.active(name).map(|a| a.digest);
+        let served = shell.child.as_ref().and_then(|c| c.serving.get(&model(name)).copied());
+        assert_eq!(active, served, "{name} serves something else than it should");
     }
 }
 
@@ -122,40 +206,24 @@ proptest! {
         life in prop::collection::vec((action(), fate()), 1..120),
         goal in 0..VERSIONS,
     ) {
-        let (mut shell, bundles) = device(&natures);
-        for (action, fate) in &life {
-            let before = shell.anchor.generation;
-            act(&mut shell, &bundles, action, *fate);
-            prop_assert!(shell.anchor.generation >= before, "the generation went back");
-        }
-
-        // The faults stop; somebody orders once more, and means it.
-        shell.feed(Event::Paused(false), Fate::Whole);
-        shell.start_child(Fate::Whole);
-        let wanted = |which: usize| {
-            let wanted = shell.wanted(bundles[which][goal]);
-            plimsoll_protocol::wire::v1::DesiredModel { attempt: 9, ..wanted }
-        };
-        let models = (0..MODELS.len()).map(wanted).collect();
-        shell.order(shell.anchor.generation + 1, models);
-        shell.settle();
-        for (which, name) in MODELS.into_iter().enumerate() {
-            let digest = bundles[which][goal];
-            let running = shell.active(name).filter(|a| a.digest == digest && a.trial_passed);
-            match shell.natures[&digest] {
-                Nature::Good => prop_assert!(running.is_some(), "{name} is {} and not the goal", shell.state(name)),
-                // Its trial may have seen no request before the goal was ordered; that is remarked and not failed.
-                Nature::FailsRequests if running.is_some() => {}
-                nature => {
-                    prop_assert!(running.is_none(), "{name} runs a bundle that is {nature:?}");
-                    let end = shell.state(name);
-                    prop_assert!(["failed", "rolled_back", "not_applicable"].contains(&end), "{name} is {end}");
-                }
-            }
-            // And what runs is served, whichever it is.
-            let active = shell.active(name).map(|a| a.digest);
-            let served = shell.child.as_ref().and_then(|c| c.serving.get(&model(name)).copied());
-            prop_assert_eq!(active, served, "{} serves something else than it should", name);
+        let script = Script { natures, life, goal };
+        if let Err(panic) = std::panic::catch_unwind(|| play(&script)) {
+            let why = panic.downcast_ref::<String>().map_or("it panicked", String::as_str);
+            let text = serde_json::to_string(&script).unwrap();
+            return Err(TestCaseError::fail(format!("{why}\nkeep this as scripts/<name>.json to play it again:\n{text}")));
         }
     }
+}
+
+#[test]
+fn lives_that_are_kept_as_scripts_end_well() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lifecycle/scripts");
+    let mut played = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display());
+        play(&serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap());
+        played += 1;
+    }
+    assert!(played >= 1, "no script was found");
 }

@@ -9,11 +9,17 @@ use plimsoll_agent_core::record::{MAX_BLOCKED, MAX_TRIES};
 use plimsoll_agent_core::{
     After, Core, Ctx, Effect, Event, Failure, Installed, ModelEvent, Observed, Persistent, Report, SlotFacts,
 };
+use plimsoll_protocol::hours::LocalTime;
 use plimsoll_protocol::wire::v1::{Desired, DesiredModel, JobReport, UpdatePolicy};
 use plimsoll_protocol::{Digest, ModelName};
+use serde::{Deserialize, Serialize};
+
+/// Memory that every bundle needs, bytes.
+pub const NEEDS: u64 = 50 * 1024 * 1024;
 
 /// What a bundle does when it is tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Nature {
     Good,
     /// A file of it does not have the signed digest.
@@ -44,7 +50,8 @@ pub const NATURES: [Nature; 8] = [
 ];
 
 /// Where a step is cut off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fate {
     Whole,
     /// The disk refuses the record.
@@ -63,6 +70,7 @@ pub fn policy() -> UpdatePolicy {
         trial_max_failed_percent: 25,
         tries: 2,
         lease_s: 60,
+        ..UpdatePolicy::default()
     }
 }
 
@@ -87,6 +95,10 @@ pub struct Shell {
     /// Orders that the child has not read.
     pub orders: VecDeque<Effect>,
     pub wake: Option<u64>,
+    /// What the device's clock says; a test moves it by hand.
+    pub local: Option<LocalTime>,
+    /// Memory of the device that is free.
+    pub ram_available: Option<u64>,
     // The world.
     pub natures: BTreeMap<Digest, Nature>,
     pub names: BTreeMap<Digest, (ModelName, semver::Version)>,
@@ -137,6 +149,12 @@ impl Shell {
         }
     }
 
+    /// What an import leaves behind: verified, in the staging folder.
+    pub fn brought(&mut self, digest: Digest) {
+        self.staging.insert(digest);
+        self.verified.insert(digest);
+    }
+
     pub fn order(&mut self, generation: u64, models: Vec<DesiredModel>) {
         self.feed(desired(generation, models), Fate::Whole);
     }
@@ -151,7 +169,13 @@ impl Shell {
 
     fn ctx(&mut self) -> Ctx {
         self.seed += 1;
-        Ctx { now_ms: 0, mono_ms: self.mono_ms, seed: self.seed }
+        Ctx {
+            now_ms: 0,
+            mono_ms: self.mono_ms,
+            seed: self.seed,
+            local: self.local,
+            ram_available_bytes: self.ram_available,
+        }
     }
 
     /// One event through the core, cut off where `fate` says.
@@ -300,7 +324,7 @@ impl Shell {
             }
             _ => {
                 self.self_tested.insert(digest);
-                ModelEvent::SelfTestPassed
+                ModelEvent::SelfTestPassed { peak_rss_bytes: NEEDS }
             }
         };
         self.feed(Event::Of { model: name, digest, what }, fate);

@@ -4,4 +4,6 @@
 
 mod crashes;
 mod fake;
+mod holds;
 mod scenarios;
+mod trust;

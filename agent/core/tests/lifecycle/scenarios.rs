@@ -384,7 +384,7 @@ fn jitter_spreads_over_its_whole_range_and_backoff_obeys_the_server() {
     let wanted = DesiredModel { policy: UpdatePolicy { jitter_s: 100, ..policy() }, ..shell.wanted(second) };
     let start = |seed| {
         let mut core = Core::default();
-        let ctx = Ctx { now_ms: 0, mono_ms: 50, seed };
+        let ctx = Ctx { now_ms: 0, mono_ms: 50, seed, local: None, ram_available_bytes: None };
         let outcome = core.decide(desired(1, vec![wanted.clone()]), &ctx);
         outcome.commit(&mut core, |_| Ok::<(), ()>(())).unwrap().wake_mono_ms.unwrap() - 50
     };
@@ -411,7 +411,12 @@ fn an_event_about_a_version_that_no_longer_matters_is_refused_by_name() {
     let (mut shell, _) = device();
     let second = shell.publish("meter", "1.1.0", Nature::Good);
     let before = shell.core.clone();
-    for what in [ModelEvent::FetchDone, ModelEvent::Loaded, ModelEvent::SelfTestPassed, ModelEvent::Staged] {
+    for what in [
+        ModelEvent::FetchDone,
+        ModelEvent::Loaded,
+        ModelEvent::SelfTestPassed { peak_rss_bytes: 0 },
+        ModelEvent::Staged,
+    ] {
         let name = what.name();
         shell.feed(Event::Of { model: model("meter"), digest: second, what }, Fate::Whole);
         let refused = shell.refused.pop().unwrap();

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::hours::MaintenanceHours;
 use crate::ids::RolloutId;
 use crate::{Digest, Generation, Incarnation, ModelName, UnixMillis};
 
@@ -62,6 +63,9 @@ pub struct UpdatePolicy {
     pub tries: u32,
     /// No activation when the server was last heard longer ago than this.
     pub lease_s: u32,
+    /// Devices take it over within these hours of their own local time only, and within those of their own settings.
+    #[serde(skip_serializing_if = "MaintenanceHours::is_any_time")]
+    pub hours: MaintenanceHours,
 }
 
 impl Default for UpdatePolicy {
@@ -74,8 +78,62 @@ impl Default for UpdatePolicy {
             trial_max_failed_percent: 5,
             tries: 3,
             lease_s: 3600,
+            hours: MaintenanceHours::default(),
         }
     }
+}
+
+/// Longest id of a command, bytes: a ULID is 26.
+pub const MAX_COMMAND_ID: usize = 64;
+
+/// A one-off command. The broker drops it after [`COMMAND_EXPIRY_S`], so a device that was away does not obey the
+/// orders of yesterday. It may come twice, and each kind does no more the second time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Comes back in the answer. At most [`MAX_COMMAND_ID`] bytes.
+    pub id: String,
+    /// What to do.
+    #[serde(flatten)]
+    pub what: CommandKind,
+}
+
+/// Life of a command in seconds: longer than a reconnect with its backoff after a short cut, shorter than the
+/// patience of the person who waits for the answer.
+pub const COMMAND_EXPIRY_S: u32 = 300;
+
+/// What a command does. Nothing here can change which model runs: that is the desired state's, with its generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum CommandKind {
+    /// Look at the signed metadata now.
+    Refresh,
+    /// Report state, health and the open measurement windows now.
+    Report,
+    /// Another log filter for a while.
+    Log {
+        /// `debug`, `plimsoll_agent=debug`, …
+        filter: String,
+        /// Seconds; the device bounds it to an hour.
+        for_s: u32,
+    },
+    /// Hold the updates of this device, also after a restart.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// A kind of a newer server.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandAnswer {
+    /// Of the command.
+    pub id: String,
+    /// Whether it was done.
+    pub ok: bool,
+    /// What was done, or why not.
+    pub text: String,
 }
 
 /// Reports that this server has committed; only these may leave the outbox.
