@@ -5,14 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plimsoll_agent_core::policy;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
+use crate::anchor;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::control::{self, Answer, Ask};
 use crate::fetch::HttpSource;
 use crate::files;
-use crate::health::disk_free;
+use crate::health::{Sampler, disk_free};
+use crate::hours::{self, PLAUSIBLE_S};
 use crate::identity::Identity;
 use crate::tls;
 
@@ -20,11 +24,9 @@ use crate::tls;
 const REACH: Duration = Duration::from_secs(10);
 /// A certificate that ends sooner is worth a word: two weeks are enough to act.
 const SOON_S: i64 = 14 * 24 * 3600;
-/// 2025-01-01: a clock before this program was written is wrong.
-const PLAUSIBLE_S: i64 = 1_735_689_600;
 
 /// One finding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
     /// Whether it is a problem.
     pub ok: bool,
@@ -51,8 +53,9 @@ fn problem(what: &'static str, text: impl Into<String>) -> Finding {
 /// Looks at everything that this device needs.
 pub async fn check(settings: &Settings) -> Vec<Finding> {
     tls::install_ring();
-    let clock = Clock::start(0);
+    let clock = Clock::start(0, settings.clock);
     let mut findings = vec![state_dir(&settings.state_dir), disk(settings), time(clock.system_ms() / 1000)];
+    findings.extend([hours(settings, &clock), memory(&settings.state_dir), agent(&settings.state_dir).await]);
     match Identity::load(&settings.state_dir) {
         Err(error) => findings.push(problem("enrolment", crate::causes(&error))),
         Ok(identity) => {
@@ -105,6 +108,59 @@ fn time(now_s: i64) -> Finding {
     ok("clock", format!("{now_s} s after 1970"))
 }
 
+/// Whether the local hour is known where updates wait for one.
+fn hours(settings: &Settings, clock: &Clock) -> Finding {
+    let hours = &settings.maintenance_hours;
+    match hours::local(clock) {
+        _ if hours.is_any_time() => ok("hours", "updates at any time"),
+        None => {
+            problem("hours", format!("updates wait for {hours}, and the time is not known: set the clock"))
+        }
+        Some(now) if hours.open(now) => ok("hours", format!("{hours}; it is {now} here, and they are open")),
+        Some(now) => ok("hours", format!("{hours}; it is {now} here, and updates wait")),
+    }
+}
+
+/// Whether what runs here, by its own self-test, fits the memory of this machine, twice where it is to be replaced
+/// without a pause.
+fn memory(state: &Path) -> Finding {
+    let anchor = match anchor::peek(state) {
+        Ok(anchor) => anchor,
+        Err(error) => return problem("memory", crate::causes(&error)),
+    };
+    let Some(anchor) = anchor else { return ok("memory", "no model is known here yet") };
+    let installed = anchor.core.models.values().filter_map(|m| m.active.as_ref());
+    let needs: Vec<u64> = installed.map(|i| i.ram_bytes).collect();
+    let (all, largest) = (needs.iter().sum::<u64>(), needs.iter().max().copied().unwrap_or(0));
+    let ram = Sampler::new().machine().ram_bytes;
+    let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
+    if ram > 0 && all > ram {
+        let text =
+            format!("the models here need {} MiB at their peak; this machine has {} MiB", mib(all), mib(ram));
+        return problem("memory", text);
+    }
+    let swap = match policy::swap(all + largest, Some(ram).filter(|ram| *ram > 0)) {
+        policy::Swap::Overlap => "an update is loaded beside what runs",
+        policy::Swap::Exclusive => "an update is loaded after what runs has left memory, and requests wait",
+    };
+    ok("memory", format!("{} models need {} MiB of {} MiB; {swap}", needs.len(), mib(all), mib(ram)))
+}
+
+/// Whether the agent runs, and what it would say first.
+async fn agent(state: &Path) -> Finding {
+    match control::ask(state, &Ask::Status).await {
+        Ok(Answer::Status(status)) => match (status.inference, status.paused_here) {
+            (None, _) => {
+                problem("agent", "it runs, and its serving process does not: see `plimsoll-agent logs`")
+            }
+            (_, true) => ok("agent", "it runs; its updates are paused (`plimsoll-agent resume`)"),
+            (Some(at), false) => ok("agent", format!("it runs and serves at {at}")),
+        },
+        Ok(_) => problem("agent", "it answers something else: is another version of it running?"),
+        Err(_) => ok("agent", "it does not run"),
+    }
+}
+
 fn key(state: &Path) -> Finding {
     let path = state.join("device.key");
     match files::mode(&path) {
@@ -134,11 +190,17 @@ fn certificate(identity: &Identity, now_s: i64) -> Finding {
         }
         Ok((_, until)) if now_s >= until => problem(
             "certificate",
-            format!("it ended {} days ago: enrol again with --force", (now_s - until) / 86_400),
+            format!(
+                "it ended {} days ago: the agent renews it as soon as it reaches the server",
+                (now_s - until) / 86_400
+            ),
         ),
         Ok((_, until)) if until - now_s < SOON_S => problem(
             "certificate",
-            format!("it ends in {} days: enrol again with --force", (until - now_s) / 86_400),
+            format!(
+                "it ends in {} days and was not renewed: does the agent run and reach the server?",
+                (until - now_s) / 86_400
+            ),
         ),
         Ok((_, until)) => ok("certificate", format!("valid for {} days", (until - now_s) / 86_400)),
     }
@@ -218,6 +280,38 @@ mod tests {
             ..Layer::default()
         };
         assert!(disk(&layer(1).resolve().unwrap()).ok && !disk(&layer(u64::MAX).resolve().unwrap()).ok);
+    }
+
+    #[tokio::test]
+    async fn memory_hours_and_the_agent_are_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = Layer {
+            state_dir: Some(dir.path().to_owned()),
+            maintenance_hours: Some(vec!["02:00-04:00".into()]),
+            ..Layer::default()
+        };
+        let settings = layer.resolve().unwrap();
+        let clock = Clock::start(0, settings.clock);
+        assert!(hours(&settings, &clock).ok && hours(&settings, &clock).text.contains("02:00-04:00"));
+        clock.raise_floor(clock.system_ms() / 1000 + 3600);
+        assert!(!hours(&settings, &clock).ok, "its clock is behind what is proven");
+        assert!(agent(dir.path()).await.text.contains("does not run"));
+
+        assert!(memory(dir.path()).ok);
+        let (mut anchor, _) = crate::anchor::Anchor::open(dir.path()).unwrap();
+        let mut core = plimsoll_agent_core::Persistent::default();
+        let active = plimsoll_agent_core::Installed {
+            version: "1.0.0".parse().unwrap(),
+            digest: plimsoll_protocol::Digest::of(b"x"),
+            trial_passed: true,
+            ram_bytes: 1 << 60,
+        };
+        let record = plimsoll_agent_core::ModelRecord { active: Some(active), ..Default::default() };
+        core.models.insert(plimsoll_protocol::ModelName::new("meter").unwrap(), record);
+        let incarnation = plimsoll_protocol::Incarnation::from_bytes([1; 16]);
+        anchor.commit(&crate::anchor::AnchorState { incarnation, boot: 1, time_floor: 0, core }).unwrap();
+        let finding = memory(dir.path());
+        assert!(!finding.ok && finding.text.contains("this machine has"), "{finding}");
     }
 
     #[test]

@@ -8,11 +8,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use plimsoll_protocol::hours::MaintenanceHours;
 use serde::Deserialize;
 
+use crate::clock::ClockTrust;
 use crate::files;
 use crate::serve::bridge::Bridge;
 use crate::serve::listen::SocketAt;
+use crate::slots::Limits;
 
 /// Where a file is read when none is named and it exists.
 pub const DEFAULT_FILE: &str = "/etc/plimsoll/agent.toml";
@@ -48,8 +51,51 @@ pub struct Settings {
     pub reserve_bytes: u64,
     /// Largest inference request body in bytes.
     pub max_body_bytes: u64,
+    /// Whether the system's clock is believed.
+    pub clock: ClockTrust,
+    /// Updates start and go on within these hours of the device's local time only.
+    pub maintenance_hours: MaintenanceHours,
+    /// Longest that the application may put off one update, seconds.
+    pub not_now_max_s: u32,
+    /// Most bytes of bundles on the disk; `None` for what the disk has.
+    pub models_bytes: Option<u64>,
     /// Log filter, as `tracing` reads it: `info`, `plimsoll_agent=debug`.
     pub log: String,
+}
+
+impl Settings {
+    /// What bundles may take of the disk.
+    pub const fn limits(&self) -> Limits {
+        Limits { reserve_bytes: self.reserve_bytes, quota_bytes: self.models_bytes }
+    }
+
+    /// Names of the settings that differ and cannot change while the agent runs: what they made is open or written.
+    pub fn fixed(&self, new: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("state_dir", self.state_dir != new.state_dir),
+            ("listen", self.listen != new.listen),
+            ("socket", self.socket != new.socket),
+            ("mqtt", self.bridge != new.bridge),
+            ("clock", self.clock != new.clock),
+            ("outbox_bytes", self.outbox_bytes != new.outbox_bytes),
+            ("max_body_bytes", self.max_body_bytes != new.max_body_bytes),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+
+    /// Takes everything else over.
+    pub fn adopt(&mut self, new: Self) {
+        *self = Self {
+            state_dir: std::mem::take(&mut self.state_dir),
+            listen: self.listen,
+            socket: self.socket.take(),
+            bridge: self.bridge.take(),
+            clock: self.clock,
+            outbox_bytes: self.outbox_bytes,
+            max_body_bytes: self.max_body_bytes,
+            ..new
+        };
+    }
 }
 
 /// Settings that were not accepted: file, key, remedy.
@@ -69,6 +115,12 @@ pub enum ConfigError {
     /// The `[mqtt]` table contradicts itself.
     #[error("settings, table [mqtt]: {0}")]
     Mqtt(String),
+    /// Hours that are none.
+    #[error("setting maintenance_hours: {0}")]
+    Hours(#[from] plimsoll_protocol::hours::HoursError),
+    /// A log filter that is none.
+    #[error("setting log: {0}")]
+    Log(#[from] crate::logging::FilterError),
     /// A value is outside what makes sense.
     #[error("setting {key} = {value}: {why}")]
     Value {
@@ -124,6 +176,19 @@ pub struct Layer {
     /// Largest inference request body in bytes [default: 33554432]
     #[arg(long, env = "PLIMSOLL_MAX_BODY_BYTES", value_name = "BYTES")]
     pub max_body_bytes: Option<u64>,
+    /// Whether signed metadata expires by the system's clock: auto (once systemd-timesyncd has set it), trusted
+    /// (another time service keeps it), untrusted [default: auto]
+    #[arg(long, env = "PLIMSOLL_CLOCK", value_enum, value_name = "TRUST")]
+    pub clock: Option<ClockTrust>,
+    /// Updates only within these hours of the device's local time (in the file only): ["Mon-Fri 02:00-04:30"]
+    #[arg(skip)]
+    pub maintenance_hours: Option<Vec<String>>,
+    /// Longest that the application may put off one update, in seconds; 0 means not at all [default: 3600]
+    #[arg(long, env = "PLIMSOLL_NOT_NOW_MAX_S", value_name = "S")]
+    pub not_now_max_s: Option<u32>,
+    /// Most bytes of bundles on the disk, 0 for what the disk has [default: 0]
+    #[arg(long, env = "PLIMSOLL_MODELS_BYTES", value_name = "BYTES")]
+    pub models_bytes: Option<u64>,
     /// Log filter: error, warn, info, debug, or module=level [default: info]
     #[arg(long, env = "PLIMSOLL_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -158,6 +223,10 @@ impl Layer {
             first_contact_spread_s: self.first_contact_spread_s.or(below.first_contact_spread_s),
             reserve_bytes: self.reserve_bytes.or(below.reserve_bytes),
             max_body_bytes: self.max_body_bytes.or(below.max_body_bytes),
+            clock: self.clock.or(below.clock),
+            maintenance_hours: self.maintenance_hours.or(below.maintenance_hours),
+            not_now_max_s: self.not_now_max_s.or(below.not_now_max_s),
+            models_bytes: self.models_bytes.or(below.models_bytes),
             log: self.log.or(below.log),
         }
     }
@@ -182,7 +251,11 @@ impl Layer {
             first_contact_spread_s: self.first_contact_spread_s.unwrap_or(30),
             reserve_bytes: self.reserve_bytes.unwrap_or(32 * 1024 * 1024),
             max_body_bytes: self.max_body_bytes.unwrap_or(32 * 1024 * 1024),
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            clock: self.clock.unwrap_or_default(),
+            maintenance_hours: MaintenanceHours::parse(&self.maintenance_hours.unwrap_or_default())?,
+            not_now_max_s: self.not_now_max_s.unwrap_or(3600).min(7 * 24 * 3600),
+            models_bytes: self.models_bytes.filter(|b| *b > 0),
+            log: log(self.log.unwrap_or_else(|| "info".to_owned()))?,
         })
     }
 }
@@ -205,6 +278,12 @@ fn socket(path: Option<PathBuf>, mode: &str) -> Result<Option<SocketAt>, ConfigE
         return Err(ConfigError::Value { key: "socket_mode", value: mode.to_owned(), why });
     };
     Ok(path.map(|path| SocketAt { path, mode }))
+}
+
+/// A filter that is none would leave the agent mute, or dead at its start.
+fn log(filter: String) -> Result<String, ConfigError> {
+    crate::logging::check_filter(&filter)?;
+    Ok(filter)
 }
 
 /// A second is the shortest that makes sense, a week the longest.
@@ -276,6 +355,8 @@ mod tests {
             ("listen = \"0.0.0.0:80\"", &["listen", "loopback"]),
             ("[mqtt]\nbroker = \"here\"", &["[mqtt]", "host:port"]),
             ("socket_mode = \"777\"", &["socket_mode", "660"]),
+            ("maintenance_hours = [\"Mon 2-3\"]", &["maintenance_hours", "22:00-06:00"]),
+            ("log = \"x=loud\"", &["log", "try info"]),
             ("outbox_bytes = 5", &["outbox_bytes", "262144"]),
             ("[labels]\nsite = \"a\\nb\"", &["labels", "site"]),
         ] {
@@ -284,6 +365,19 @@ mod tests {
                 assert!(error.contains(word), "{text:?} gave {error:?}, without {word:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_can_change_while_the_agent_runs_is_taken_over_and_the_rest_is_named() {
+        let mut settings = parse("").unwrap();
+        let new = parse("window_s = 7\nbandwidth = 9\nmaintenance_hours = [\"01:00-02:00\"]").unwrap();
+        assert_eq!(settings.fixed(&new), [""; 0]);
+        settings.adopt(new.clone());
+        assert_eq!(settings, new);
+        let other = parse("window_s = 8\nlisten = \"127.0.0.1:1\"\noutbox_bytes = 500000").unwrap();
+        assert_eq!(settings.fixed(&other), ["listen", "outbox_bytes"]);
+        settings.adopt(other);
+        assert_eq!((settings.window_s, settings.listen.port()), (8, 8500));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The person at the device: `plimsoll-agent status` and `rollback` speak with the running driver over a Unix
-//! socket in the state folder. One JSON object a line each way; who may enter the folder may ask.
+//! The person at the device and its application: `plimsoll-agent status`, `rollback`, `pause`, `not-now` and others
+//! speak with the running driver over a Unix socket in the state folder. One JSON object a line each way; who may enter the folder may ask.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,14 +10,17 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use plimsoll_protocol::wire::v1::{JobReport, RunningModel};
-use plimsoll_protocol::{Generation, ModelName};
+use plimsoll_protocol::{Generation, ModelName, UnixSeconds};
 
-/// Longest line: a status with 8 models is under 16 KiB.
-const MAX_LINE: u64 = 64 * 1024;
+/// Longest line: a status with 8 models is under 16 KiB, the 48 KiB of [`crate::logging`] are twice that at most as
+/// JSON.
+const MAX_LINE: u64 = 128 * 1024;
 /// Connections at once; one more waits for an end. A person has one, a monitoring script another.
 const MAX_CLIENTS: usize = 4;
 /// The driver answers between two events, in milliseconds; ten seconds mean that it hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// An import reads, hashes and writes a whole bundle: 4 GiB from a stick at 10 MB/s to a card at 10 MB/s are 14 minutes.
+const IMPORT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,33 @@ pub enum Ask {
         /// Which.
         model: ModelName,
     },
+    /// Hold the updates of this device, also after a restart.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// From the application: no update takes over for so many seconds; 0 ends that. The setting `not_now_max_s`
+    /// bounds it.
+    NotNow {
+        /// See above.
+        for_s: u32,
+    },
+    /// The newest log lines.
+    Logs,
+    /// Take a bundle over from a file.
+    Import {
+        /// The export; the agent reads it with its own rights.
+        file: PathBuf,
+    },
+}
+
+impl Ask {
+    /// How long the driver may take.
+    const fn limit(&self) -> Duration {
+        match self {
+            Self::Import { .. } => IMPORT_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
+        }
+    }
 }
 
 /// An answer.
@@ -38,6 +68,11 @@ pub enum Ask {
 pub enum Answer {
     /// To [`Ask::Status`].
     Status(Box<Status>),
+    /// To [`Ask::Logs`].
+    Logs {
+        /// The oldest first.
+        lines: Vec<String>,
+    },
     /// Done, with words.
     Done {
         /// What.
@@ -71,6 +106,15 @@ pub struct Status {
     pub generation: Generation,
     /// Whether the fleet is paused.
     pub paused: bool,
+    /// Whether a person paused the updates of this device.
+    #[serde(default)]
+    pub paused_here: bool,
+    /// Seconds for which the application still says "not now".
+    #[serde(default)]
+    pub not_now_s: u64,
+    /// When this device updates, by its own settings.
+    #[serde(default)]
+    pub maintenance_hours: String,
     /// What runs.
     pub models: Vec<RunningModel>,
     /// Where every order stands.
@@ -79,6 +123,12 @@ pub struct Status {
     pub outbox_entries: u64,
     /// Reports dropped because the outbox was full.
     pub outbox_dropped: u64,
+    /// The device's certificate; `None` before enrolment.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
+    /// What is known about the signed metadata.
+    #[serde(default)]
+    pub trust: Option<TrustStatus>,
     /// Restarts of the serving child.
     pub serve_restarts: u64,
     /// Messages refused: foreign, malformed, unsupported.
@@ -86,6 +136,61 @@ pub struct Status {
     /// Models whose data have moved away from their reference.
     #[serde(default)]
     pub drift: Vec<DriftAlarm>,
+}
+
+/// The device's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Its end.
+    pub until_s: UnixSeconds,
+    /// When it is to be renewed.
+    pub renews_s: UnixSeconds,
+    /// `valid for 89 days`.
+    pub words: String,
+    /// Why it was not renewed, or the fleet's authorities not learned, in words.
+    pub problem: Option<String>,
+}
+
+/// The signed metadata as this device knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustStatus {
+    /// Version of the trusted root, once it was looked at since the start.
+    pub root_version: Option<u64>,
+    /// Seconds since all of it was last found fresh and complete; `None`: not since the start.
+    pub fresh_s_ago: Option<u64>,
+    /// Why nothing can be installed, in words.
+    pub problem: Option<String>,
+    /// Whether that is because it has expired.
+    pub expired: bool,
+    /// Versions here that nobody signs for any more: `meter 1.0.0`.
+    pub revoked: Vec<String>,
+    /// Whether the system's clock is believed.
+    pub clock_believed: bool,
+    /// The time by which metadata expires.
+    pub time_s: UnixSeconds,
+    /// Earlier than that it cannot be, as the fleet's owner has signed.
+    pub floor_s: UnixSeconds,
+}
+
+impl std::fmt::Display for TrustStatus {
+    /// For people, on one line or more.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.fresh_s_ago, &self.problem) {
+            (_, Some(problem)) => write!(f, "nothing can be installed: {problem}")?,
+            (Some(s), None) => write!(f, "fresh {s} s ago")?,
+            (None, None) => write!(f, "not looked at since the start")?,
+        }
+        if let Some(version) = self.root_version {
+            write!(f, ", root version {version}")?;
+        }
+        if !self.clock_believed {
+            write!(f, "; the clock is not believed, the time floor stands for it (setting `clock`)")?;
+        }
+        for revoked in &self.revoked {
+            write!(f, "\nrevoked     {revoked}: the fleet's owner no longer signs for it")?;
+        }
+        Ok(())
+    }
 }
 
 /// A model whose data have moved, by this device's own judgement.
@@ -164,10 +269,11 @@ async fn client(stream: UnixStream, requests: mpsc::Sender<Request>) -> std::io:
 
 async fn ask_driver(ask: Ask, requests: &mpsc::Sender<Request>) -> Answer {
     let (reply, answer) = oneshot::channel();
+    let limit = ask.limit();
     if requests.try_send(Request { ask, reply }).is_err() {
         return Answer::Refused { text: "the agent is busy or stopping; try again".into() };
     }
-    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+    match tokio::time::timeout(limit, answer).await {
         Ok(Ok(answer)) => answer,
         _ => Answer::Refused { text: "the agent did not answer; see its log".into() },
     }
@@ -186,7 +292,7 @@ pub async fn ask(state: &Path, ask: &Ask) -> Result<Answer, String> {
         BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
         Ok::<_, std::io::Error>(line)
     };
-    let line = match tokio::time::timeout(ANSWER_TIMEOUT * 2, talk).await {
+    let line = match tokio::time::timeout(ask.limit() * 2, talk).await {
         Ok(Ok(line)) => line,
         Ok(Err(e)) => {
             return Err(format!(
@@ -218,8 +324,23 @@ pub fn render(status: &Status) -> String {
         status.serve_restarts
     );
     let paused = if status.paused { ", paused by the fleet" } else { "" };
-    let _ = writeln!(out, "goal        generation {}{paused}", status.generation);
+    let here =
+        if status.paused_here { ", paused on this device (`plimsoll-agent resume` ends it)" } else { "" };
+    let _ = writeln!(out, "goal        generation {}{paused}{here}", status.generation);
+    if !status.maintenance_hours.is_empty() {
+        let _ = writeln!(out, "updates     {}", status.maintenance_hours);
+    }
+    if status.not_now_s > 0 {
+        let _ = writeln!(out, "not now     the application puts updates off for {} s", status.not_now_s);
+    }
+    if let Some(certificate) = &status.certificate {
+        let problem = certificate.problem.as_deref().map(|p| format!("; {p}")).unwrap_or_default();
+        let _ = writeln!(out, "certificate {}{problem}", certificate.words);
+    }
     let _ = writeln!(out, "reports     {} waiting, {} dropped", status.outbox_entries, status.outbox_dropped);
+    if let Some(trust) = &status.trust {
+        let _ = writeln!(out, "trust       {trust}");
+    }
     for model in &status.models {
         let trial = if model.trial_passed { "" } else { "   on trial" };
         let _ =
@@ -254,6 +375,9 @@ mod tests {
             connection: "not connected: refused".into(),
             generation: 9,
             paused: true,
+            paused_here: true,
+            not_now_s: 30,
+            maintenance_hours: "Sat,Sun 02:00-04:00".into(),
             models: vec![RunningModel {
                 model: ModelName::new("meter").unwrap(),
                 version: "1.0.0".parse().unwrap(),
@@ -263,6 +387,22 @@ mod tests {
             jobs: Vec::new(),
             outbox_entries: 1,
             outbox_dropped: 0,
+            trust: Some(TrustStatus {
+                root_version: Some(3),
+                fresh_s_ago: None,
+                problem: Some("timestamp.json expired".into()),
+                expired: true,
+                revoked: vec!["meter 1.0.0".into()],
+                clock_believed: false,
+                time_s: 1,
+                floor_s: 1,
+            }),
+            certificate: Some(CertificateStatus {
+                until_s: 0,
+                renews_s: 0,
+                words: "ended 2 days ago".into(),
+                problem: Some("the certificate was not renewed".into()),
+            }),
             serve_restarts: 0,
             messages_refused: 0,
             drift: vec![DriftAlarm {
@@ -283,6 +423,7 @@ mod tests {
                 let answer = match request.ask {
                     Ask::Status => Answer::Status(Box::new(status())),
                     Ask::Rollback { model } => Answer::Done { text: format!("{model} goes back") },
+                    other => Answer::Refused { text: format!("{other:?}") },
                 };
                 request.reply.send(answer).unwrap();
             }
@@ -313,10 +454,17 @@ mod tests {
             "acme.cam-1",
             "meter 1.0.0",
             "on trial",
-            "paused",
+            "paused by the fleet",
+            "plimsoll-agent resume",
+            "puts updates off for 30 s",
+            "Sat,Sun 02:00-04:00",
             "not connected: refused",
             "starting",
             "sharpness fell",
+            "certificate ended 2 days ago; the certificate was not renewed",
+            "nothing can be installed: timestamp.json expired",
+            "the clock is not believed",
+            "revoked     meter 1.0.0",
         ] {
             assert!(text.contains(words), "{words:?} is missing in\n{text}");
         }

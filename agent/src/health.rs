@@ -61,6 +61,15 @@ impl Sampler {
         }
     }
 
+    /// Memory that one more process could have now, bytes: of the machine, or of this service's control group when
+    /// that is less. `None` where neither is known.
+    pub fn ram_available(&mut self) -> Option<u64> {
+        let system = self.system.as_mut()?;
+        system.refresh_memory();
+        let group = system.cgroup_limits().map(|limits| limits.free_memory).filter(|free| *free > 0);
+        Some(system.available_memory()).into_iter().chain(group).min().filter(|bytes| *bytes > 0)
+    }
+
     /// Measures now; the share of the processors is since the last call.
     pub fn sample(&mut self, state_dir: &Path) -> Sample {
         let mut sample =

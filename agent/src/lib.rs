@@ -8,23 +8,28 @@
 //! | module | outside world |
 //! |---|---|
 //! | [`config`], [`identity`] | what the operator and enrolment left on the disk |
-//! | [`anchor`], [`slots`], [`outbox`] | what must survive a power cut |
+//! | [`anchor`], [`slots`], [`outbox`], [`ballast`] | what must survive a power cut |
 //! | [`mqtt`], [`fetch`], [`tls`] | the server |
-//! | [`health`], [`clock`] | the machine |
-//! | [`control`], [`check`], [`infer`] | the person at the device |
+//! | [`health`], [`clock`], [`hours`] | the machine |
+//! | [`control`], [`check`], [`infer`], [`logging`], [`diagnostics`] | the person at the device |
 //!
 //! Adapters meet only in [`driver`].
 
 pub mod anchor;
+pub mod ballast;
 pub mod check;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod diagnostics;
 pub mod driver;
 pub mod fetch;
 pub mod files;
 pub mod health;
+pub mod hours;
 pub mod identity;
+pub mod import;
+pub mod logging;
 pub mod infer;
 pub mod mqtt;
 pub mod outbox;

@@ -1,16 +1,16 @@
 //! `plimsoll-agent`: parses the command line and hands over.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use plimsoll_agent::config::{Layer, Settings};
+use plimsoll_agent::config::{ConfigError, Layer, Settings};
 use plimsoll_agent::control::{self, Answer, Ask};
 use plimsoll_agent::driver::BootError;
 use plimsoll_agent::identity::{EnrollError, EnrollOptions, enroll};
 use plimsoll_agent::serve::run::RunOptions;
-use plimsoll_agent::{causes, check, driver, infer, serve, tls};
+use plimsoll_agent::{causes, check, diagnostics, driver, infer, logging, serve, tls};
 use plimsoll_protocol::wire::v1::JoinToken;
 use plimsoll_protocol::{DeviceId, ModelName};
 use plimsoll_runtime::RuntimeError;
@@ -40,24 +40,44 @@ enum Command {
     /// Get this device its certificate with a join token
     Enroll(Enroll),
     /// What runs, where orders stand, whether the server is reached
-    Status {
-        #[command(flatten)]
-        at: At,
-        /// text for people, json for programs
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
-    },
+    Status(Local),
     /// Return a model to the version before
     Rollback {
         /// The model
         model: ModelName,
         #[command(flatten)]
-        at: At,
+        local: Local,
     },
-    /// Look for problems: permissions, disk, clock, certificate, server
-    Check {
+    /// Hold the updates of this device, also after a restart; what runs goes on running
+    Pause(Local),
+    /// Let the updates of this device go on
+    Resume(Local),
+    /// For the application: no update takes over for a while
+    NotNow {
+        /// Seconds from now; 0 ends it. The setting not_now_max_s bounds it
+        #[arg(long = "for", value_name = "S", default_value_t = 60)]
+        for_s: u32,
         #[command(flatten)]
-        at: At,
+        local: Local,
+    },
+    /// Take a bundle over from a file that `plimsoll bundle export` wrote, for a device without a network
+    Import {
+        /// The export
+        file: PathBuf,
+        #[command(flatten)]
+        local: Local,
+    },
+    /// The newest log lines of the running agent (older ones: journalctl -u plimsoll-agent)
+    Logs(Local),
+    /// Look for problems: permissions, disk, clock, memory, certificate, server
+    Check(Local),
+    /// One tar for whoever helps: status, settings, log, state; no keys, no passwords
+    ExportDiagnostics {
+        /// Where to write it; - for standard output
+        #[arg(long, short, value_name = "FILE", default_value = "plimsoll-diagnostics.tar")]
+        file: PathBuf,
+        #[command(flatten)]
+        local: Local,
     },
     /// Serve models for a driver that speaks on standard input (started by `run`)
     #[command(hide = true)]
@@ -80,6 +100,16 @@ struct At {
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: Layer,
+}
+
+/// The agent of this device, and how its answer is printed.
+#[derive(Args)]
+struct Local {
+    #[command(flatten)]
+    at: At,
+    /// text for people, json for programs
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
 }
 
 #[derive(Args)]
@@ -133,8 +163,13 @@ struct End(u8, String);
 
 impl At {
     fn resolve(self) -> Result<Settings, End> {
-        let file = Layer::from_file(self.config.as_deref()).map_err(|e| End(USAGE, causes(&e)))?;
-        self.settings.over(file).resolve().map_err(|e| End(USAGE, causes(&e)))
+        self.read().map_err(|e| End(USAGE, causes(&e)))
+    }
+
+    /// Reads the file; may be called again when it has changed.
+    fn read(&self) -> Result<Settings, ConfigError> {
+        let file = Layer::from_file(self.config.as_deref())?;
+        self.settings.clone().over(file).resolve()
     }
 }
 
@@ -144,9 +179,15 @@ fn main() -> ExitCode {
     let end = match Cli::parse().command {
         Command::Run(run) => run_agent(run),
         Command::Enroll(args) => run_enroll(args),
-        Command::Status { at, output } => run_status(at, output),
-        Command::Rollback { model, at } => run_rollback(model, at),
-        Command::Check { at } => run_check(at),
+        Command::Status(local) => ask(local, &Ask::Status),
+        Command::Rollback { model, local } => ask(local, &Ask::Rollback { model }),
+        Command::Pause(local) => ask(local, &Ask::Pause),
+        Command::Resume(local) => ask(local, &Ask::Resume),
+        Command::NotNow { for_s, local } => ask(local, &Ask::NotNow { for_s }),
+        Command::Import { file, local } => run_import(file, local),
+        Command::Logs(local) => ask(local, &Ask::Logs),
+        Command::Check(local) => run_check(local),
+        Command::ExportDiagnostics { file, local } => run_export(&file, local),
         Command::Serve => serve_as_child(),
         Command::Infer(args) => {
             let options =
@@ -173,14 +214,16 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, End> {
 }
 
 fn run_agent(run: Run) -> Result<(), End> {
-    let settings = run.at.resolve()?;
-    log_to_stderr(&settings.log)?;
+    let settings = run.at.read().map_err(|e| End(USAGE, causes(&e)))?;
+    start_log(&settings.log, run.bundle.is_empty())?;
     if !run.bundle.is_empty() {
         let Settings { listen, socket, bridge, .. } = settings;
         let options = RunOptions { bundles: run.bundle, listen, socket, bridge };
         return status(serve::run::run(&options));
     }
-    block_on(driver::run(settings))?.map_err(|error| {
+    let at = run.at;
+    let reload = Box::new(move || at.read().map_err(|e| causes(&e)));
+    block_on(driver::run(settings, reload))?.map_err(|error| {
         let code = if matches!(error, BootError::NotEnrolled(_)) { USAGE } else { FAILED };
         End(code, causes(&error))
     })
@@ -188,7 +231,7 @@ fn run_agent(run: Run) -> Result<(), End> {
 
 /// The serving child. Its log goes where the driver's goes; standard output is the control channel.
 fn serve_as_child() -> Result<(), End> {
-    log_to_stderr(&std::env::var("PLIMSOLL_LOG").unwrap_or_else(|_| "info".into()))?;
+    start_log(&std::env::var("PLIMSOLL_LOG").unwrap_or_else(|_| "info".into()), false)?;
     status(serve::child_main())
 }
 
@@ -205,15 +248,8 @@ fn status(end: anyhow::Result<u8>) -> Result<(), End> {
     }
 }
 
-/// Logs go to standard error, where systemd's journal takes them.
-fn log_to_stderr(filter: &str) -> Result<(), End> {
-    use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|e| {
-        End(USAGE, format!("setting log = {filter:?}: {e}; try info, debug, or module=level"))
-    })?;
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
-    Ok(())
+fn start_log(filter: &str, remember: bool) -> Result<(), End> {
+    logging::start(filter, remember).map_err(|e| End(USAGE, format!("setting log: {e}")))
 }
 
 fn run_enroll(args: Enroll) -> Result<(), End> {
@@ -245,41 +281,70 @@ fn host_name() -> String {
     short.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect()
 }
 
-fn run_status(at: At, output: Output) -> Result<(), End> {
-    match ask(at, &Ask::Status)? {
-        Answer::Status(status) if output == Output::Json => {
-            let json = serde_json::to_string_pretty(&status).map_err(|e| End(FAILED, e.to_string()))?;
-            println!("{json}");
-        }
+/// Asks the running agent and prints its answer; a refusal is a failure.
+/// A refusal here is one of a verification. The agent is told the whole path: it runs in another folder.
+fn run_import(file: PathBuf, local: Local) -> Result<(), End> {
+    let file = file.canonicalize().map_err(|e| End(USAGE, format!("cannot read {}: {e}", file.display())))?;
+    ask_or(REFUSED, local, &Ask::Import { file })
+}
+
+fn ask(local: Local, what: &Ask) -> Result<(), End> {
+    ask_or(FAILED, local, what)
+}
+
+/// Asks, and prints the answer; a refusal ends with this exit code.
+fn ask_or(refused: u8, local: Local, what: &Ask) -> Result<(), End> {
+    let settings = local.at.resolve()?;
+    let answer = block_on(control::ask(&settings.state_dir, what))?.map_err(|text| End(FAILED, text))?;
+    match answer {
+        Answer::Refused { text } => return Err(End(refused, text)),
+        Answer::Status(status) if local.output == Output::Json => print_json(&status)?,
+        answer if local.output == Output::Json => print_json(&answer)?,
         Answer::Status(status) => print!("{}", control::render(&status)),
-        Answer::Done { text } | Answer::Refused { text } => return Err(End(FAILED, text)),
-    }
-    Ok(())
-}
-
-fn run_rollback(model: ModelName, at: At) -> Result<(), End> {
-    match ask(at, &Ask::Rollback { model })? {
         Answer::Done { text } => println!("{text}"),
-        Answer::Refused { text } => return Err(End(FAILED, text)),
-        Answer::Status(_) => return Err(End(FAILED, "the agent answered something else".into())),
+        Answer::Logs { lines } => lines.iter().for_each(|line| println!("{line}")),
     }
     Ok(())
 }
 
-fn ask(at: At, what: &Ask) -> Result<Answer, End> {
-    let settings = at.resolve()?;
-    block_on(control::ask(&settings.state_dir, what))?.map_err(|text| End(FAILED, text))
+fn print_json(value: &impl serde::Serialize) -> Result<(), End> {
+    let json = serde_json::to_string_pretty(value).map_err(|e| End(FAILED, e.to_string()))?;
+    println!("{json}");
+    Ok(())
 }
 
-fn run_check(at: At) -> Result<(), End> {
-    let settings = at.resolve()?;
+fn run_check(local: Local) -> Result<(), End> {
+    let settings = local.at.resolve()?;
     let findings = block_on(check::check(&settings))?;
-    for finding in &findings {
-        println!("{finding}");
+    if local.output == Output::Json {
+        print_json(&findings)?;
+    } else {
+        findings.iter().for_each(|finding| println!("{finding}"));
     }
     let problems = findings.iter().filter(|f| !f.ok).count();
     if problems > 0 {
         return Err(End(FAILED, format!("{problems} problems")));
     }
     Ok(())
+}
+
+fn run_export(file: &Path, local: Local) -> Result<(), End> {
+    let settings = local.at.resolve()?;
+    let failed = |e: std::io::Error| End(FAILED, format!("cannot write {}: {e}", file.display()));
+    let export = async |to: &mut dyn std::io::Write| {
+        let findings = check::check(&settings).await;
+        diagnostics::export(&settings, &findings, to).await
+    };
+    if file == Path::new("-") {
+        return block_on(export(&mut std::io::stdout().lock()))?.map_err(failed);
+    }
+    let mut to = std::fs::File::create(file).map_err(failed)?;
+    block_on(export(&mut to))?.map_err(failed)?;
+    match local.output {
+        Output::Json => print_json(&serde_json::json!({ "file": file })),
+        Output::Text => {
+            println!("written to {}; it holds no keys and no passwords", file.display());
+            Ok(())
+        }
+    }
 }

@@ -16,17 +16,12 @@ use tokio::process::{Child, Command};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn agent(state: &Path) -> Child {
+    agent_at(state, "127.0.0.1:0")
+}
+
+fn agent_at(state: &Path, listen: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"))
-        .args([
-            "run",
-            "--listen",
-            "127.0.0.1:0",
-            "--health-interval-s",
-            "1",
-            "--window-s",
-            "1",
-            "--state-dir",
-        ])
+        .args(["run", "--listen", listen, "--health-interval-s", "1", "--window-s", "1", "--state-dir"])
         .arg(state)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -69,9 +64,13 @@ async fn status(state: &Path) -> Option<Status> {
 
 /// The version that answers an inference request, once one does.
 async fn answered_by(state: &Path) -> String {
+    answered(async || status(state).await?.inference).await
+}
+
+async fn answered(address: impl AsyncFn() -> Option<String>) -> String {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     until("an answer to an inference request", async || {
-        let url = format!("{}/v2/models/meter/infer", status(state).await?.inference?);
+        let url = format!("{}/v2/models/meter/infer", address().await?);
         let row = serde_json::json!({"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]});
         let sent = client.post(url).json(&serde_json::json!({ "inputs": [row] })).send().await;
         let answer: serde_json::Value = sent.ok().filter(|r| r.status().is_success())?.json().await.ok()?;
@@ -181,4 +180,84 @@ async fn a_tampered_bundle_is_refused_by_name_and_with_status_3() {
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{words}");
     assert!(words.contains("model.onnx is not the file that bundle.json lists"), "{words}");
+}
+
+/// A file system of its own in memory, so that it can be filled and made read-only; gone with the value.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    /// Nothing where the system does not let this user mount: then the tests that need one say so and pass.
+    fn new(mib: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let done = mount(&["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"], dir.path());
+        if !done {
+            eprintln!("skipped: this user may not mount a file system");
+        }
+        done.then_some(Self(dir))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
+fn mount(args: &[&str], at: &Path) -> bool {
+    let done = std::process::Command::new("mount").args(args).arg(at).stderr(Stdio::null()).status();
+    done.is_ok_and(|status| status.success())
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_keeps_the_model_serving_and_gives_up_its_ballast_until_there_is_room() {
+    plimsoll_agent::tls::install_ring();
+    let Some(disk) = Mount::new(16) else { return };
+    put_slot(disk.path(), 1, 4);
+    let mut first = agent(disk.path());
+    assert_eq!(answered_by(disk.path()).await, "1.0.0");
+    let ballast = disk.path().join("ballast");
+    assert!(ballast.exists());
+
+    // Somebody else fills the disk to the last byte.
+    let filler = disk.path().join("somebody-else");
+    let fill = || {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&filler).unwrap();
+        while std::io::Write::write(&mut file, &[0; 4096]).is_ok_and(|n| n > 0) {}
+    };
+    fill();
+    until("the ballast to be given up", async || (!ballast.exists()).then_some(())).await;
+    assert_eq!(answered_by(disk.path()).await, "1.0.0");
+    fill();
+
+    // Power goes, and comes back on a full disk.
+    signal(&first, rustix::process::Signal::KILL);
+    first.wait().await.unwrap();
+    let _second = agent(disk.path());
+    assert_eq!(answered_by(disk.path()).await, "1.0.0");
+
+    // There is room again.
+    std::fs::remove_file(&filler).unwrap();
+    until("the ballast to be back", async || ballast.exists().then_some(())).await;
+    assert_eq!(answered_by(disk.path()).await, "1.0.0");
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_no_writes_is_served_from() {
+    plimsoll_agent::tls::install_ring();
+    let Some(disk) = Mount::new(16) else { return };
+    put_slot(disk.path(), 1, 4);
+    let mut first = agent(disk.path());
+    assert_eq!(answered_by(disk.path()).await, "1.0.0");
+    signal(&first, rustix::process::Signal::TERM);
+    first.wait().await.unwrap();
+    assert!(mount(&["-o", "remount,ro"], disk.path()), "cannot make it read-only");
+
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let _second = agent_at(disk.path(), &free.to_string());
+    // Nobody can ask it for its status: the socket would have to be made on this disk.
+    assert_eq!(answered(async || Some(format!("http://{free}"))).await, "1.0.0");
 }

@@ -11,15 +11,17 @@
 mod crc;
 mod frame;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::TryLockError;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use plimsoll_agent_core::Persistent;
 use plimsoll_protocol::{Incarnation, UnixSeconds};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::files::disk::{self, DiskFile};
+use crate::files::{FileError, SECRET};
 use frame::{FILE_BYTES, Frame, MAX_PAYLOAD};
 
 const NAMES: [&str; 2] = ["anchor.a", "anchor.b"];
@@ -53,16 +55,8 @@ pub enum Found {
 #[derive(Debug, thiserror::Error)]
 pub enum AnchorError {
     /// The system refused.
-    #[error("cannot {what} {}", .path.display())]
-    Io {
-        /// `open`, `write`, `flush`, …
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// Another process owns the folder.
     #[error("another agent works with {}: stop it, or give this one a --state-dir of its own", .0.display())]
     Busy(PathBuf),
@@ -77,7 +71,7 @@ pub enum AnchorError {
 /// The open anchor. Owns the state folder: a second one on the same folder is refused.
 #[derive(Debug)]
 pub struct Anchor {
-    files: [File; 2],
+    files: [DiskFile; 2],
     paths: [PathBuf; 2],
     /// Of the newest record known to be durable.
     generation: u64,
@@ -94,10 +88,9 @@ impl Anchor {
         match files[0].try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(AnchorError::Busy(folder.to_owned())),
-            Err(TryLockError::Error(e)) => return Err(io_error("lock", &paths[0], e)),
+            Err(TryLockError::Error(e)) => return Err(FileError::new("lock", &paths[0], e).into()),
         }
-        let sync = |path: &Path| File::open(path)?.sync_all();
-        sync(folder).map_err(|e| io_error("flush", folder, e))?;
+        disk::sync_dir(folder).map_err(FileError::on("flush", folder))?;
 
         let frames = [read(&files[0], &paths[0])?, read(&files[1], &paths[1])?];
         let newest = match &frames {
@@ -122,25 +115,33 @@ impl Anchor {
         let generation = self.generation + 1;
         let bytes = frame::encode(generation, state)?;
         let (file, path) = (&self.files[self.next], &self.paths[self.next]);
-        file.write_all_at(&bytes, 0).map_err(|e| io_error("write", path, e))?;
-        file.sync_data().map_err(|e| io_error("flush", path, e))?;
+        file.write_all_at(&bytes, 0).map_err(FileError::on("write", path))?;
+        file.sync_data().map_err(FileError::on("flush", path))?;
         self.generation = generation;
         self.next = 1 - self.next;
         Ok(())
     }
 }
 
-fn io_error(what: &'static str, path: &Path, source: io::Error) -> AnchorError {
-    AnchorError::Io { what, path: path.to_owned(), source }
+/// The newest record of a folder, without opening it for writing: for a look from outside, also while an agent works
+/// with it (a commit that is just being written counts as not there).
+pub fn peek(folder: &Path) -> Result<Option<AnchorState>, AnchorError> {
+    let look = |path: PathBuf| match std::fs::read(&path) {
+        Ok(bytes) => Ok(frame::decode(&bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(FileError::new("read", &path, e)),
+    };
+    let [a, b] = NAMES.map(|name| look(folder.join(name)));
+    let newest = [a?, b?].into_iter().flatten().max_by_key(|frame| frame.generation);
+    Ok(newest.map(|frame| frame.state))
 }
 
 /// Opens a file of the full size. Written with zeros and not merely extended, so that every block of it is
 /// allocated now and a later commit needs none.
-fn open_or_create(path: &Path) -> Result<File, AnchorError> {
-    let open = || -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        let length = file.metadata()?.len();
+fn open_or_create(path: &Path) -> Result<DiskFile, FileError> {
+    let open = || -> io::Result<DiskFile> {
+        let file = DiskFile::open(path, OFlags::RDWR | OFlags::CREATE, SECRET)?;
+        let length = file.len()?;
         if length < FILE_BYTES as u64 {
             let start = usize::try_from(length).unwrap_or(0);
             file.write_all_at(&vec![0; FILE_BYTES - start], length)?;
@@ -148,14 +149,19 @@ fn open_or_create(path: &Path) -> Result<File, AnchorError> {
         }
         Ok(file)
     };
-    open().map_err(|e| io_error("open", path, e))
+    let read_only = |e: io::Error| match e.kind() {
+        // What is there can be read, which is enough to serve; a commit answers with its own error.
+        io::ErrorKind::ReadOnlyFilesystem => DiskFile::open(path, OFlags::RDONLY, 0),
+        _ => Err(e),
+    };
+    open().or_else(read_only).map_err(FileError::on("open", path))
 }
 
 /// The frame of a file, or nothing when it is not whole. A file that the system cannot read is an error: what it
 /// holds may be the newest record, and going on without it could undo it.
-fn read(file: &File, path: &Path) -> Result<Option<Frame>, AnchorError> {
+fn read(file: &DiskFile, path: &Path) -> Result<Option<Frame>, FileError> {
     let mut bytes = vec![0; FILE_BYTES];
-    file.read_exact_at(&mut bytes, 0).map_err(|e| io_error("read", path, e))?;
+    file.read_exact_at(&mut bytes, 0).map_err(FileError::on("read", path))?;
     Ok(frame::decode(&bytes))
 }
 

@@ -6,6 +6,7 @@ use plimsoll_agent_core::record::{
     Blocked, Installed, MAX_BLOCKED, MAX_MODELS, MAX_ORDER_BLOCKED, MAX_REASON, MAX_TRIES, MAX_VERSION,
     ModelRecord, Order, State, Tries,
 };
+use plimsoll_protocol::hours::{MAX_SPANS, MaintenanceHours};
 use plimsoll_protocol::wire::v1::{DesiredModel, UpdatePolicy};
 use plimsoll_protocol::{Digest, ModelName};
 
@@ -139,7 +140,8 @@ fn a_commit_that_fails_leaves_the_newest_record_and_is_repeated_on_the_same_file
     let (mut anchor, _) = Anchor::open(folder.path()).unwrap();
     // A file that is open for reading only refuses the write as a dying disk would.
     let path = folder.path().join(NAMES[1 - last]);
-    let working = std::mem::replace(&mut anchor.files[1 - last], fs::File::open(&path).unwrap());
+    let read_only = DiskFile::open(&path, OFlags::RDONLY, 0).unwrap();
+    let working = std::mem::replace(&mut anchor.files[1 - last], read_only);
     anchor.commit(&state(4)).unwrap_err();
     anchor.commit(&state(4)).unwrap_err();
     assert_eq!(anchor.next, 1 - last);
@@ -155,7 +157,7 @@ fn the_largest_record_that_the_core_can_make_fits() {
     let version = || semver::Version::parse(&format!("1.0.0-{}", "x".repeat(MAX_VERSION - 6))).unwrap();
     let digest = Digest::from_bytes([0xee; 32]);
     let reason = "\"".repeat(MAX_REASON); // JSON doubles each
-    let installed = Some(Installed { version: version(), digest, trial_passed: false });
+    let installed = Some(Installed { version: version(), digest, trial_passed: false, ram_bytes: u64::MAX });
     let wanted = |model| DesiredModel {
         model,
         version: version(),
@@ -168,6 +170,7 @@ fn the_largest_record_that_the_core_can_make_fits() {
             trial_max_failed_percent: u32::MAX,
             tries: u32::MAX,
             lease_s: u32::MAX,
+            hours: MaintenanceHours::parse(&vec!["Mon,Tue,Wed,Thu,Fri,Sun 01:00-02:00"; MAX_SPANS]).unwrap(),
         },
         rollback: false,
         blocked: vec![digest; MAX_ORDER_BLOCKED],
@@ -177,7 +180,7 @@ fn the_largest_record_that_the_core_can_make_fits() {
     for c in ('a'..).take(MAX_MODELS) {
         let record = ModelRecord {
             state: State::NotApplicable { reason: reason.clone() },
-            order: Some(Order { generation: u64::MAX, wanted: wanted(long(c)) }),
+            order: Some(Order { generation: u64::MAX, wanted: wanted(long(c)), local: false }),
             active: installed.clone(),
             previous: installed.clone(),
         };
@@ -190,7 +193,8 @@ fn the_largest_record_that_the_core_can_make_fits() {
             digest,
             self_tests: u32::MAX,
             activations: u32::MAX,
-            attempt: u64::MAX
+            attempt: u64::MAX,
+            ram_bytes: u64::MAX,
         };
         MAX_TRIES
     ];

@@ -7,18 +7,23 @@ use plimsoll_protocol::Incarnation;
 use plimsoll_protocol::wire::v1::Severity;
 use tokio::sync::mpsc;
 
+use super::certificate::Certificate;
 use super::drift::Drifts;
+use super::import::Imports;
 use super::reports::Reports;
 use super::timer::Every;
+use super::trust::Watch;
 use super::windows::Windows;
 use super::work::Done;
 use super::{Driver, STATS_MS};
 use crate::anchor::{Anchor, AnchorError, AnchorState, Found};
+use crate::ballast::Ballast;
 use crate::clock::{Clock, random_u64};
 use crate::config::Settings;
 use crate::fetch::{HttpSource, Trust};
 use crate::files::{self, FileError};
 use crate::health::Sampler;
+use crate::hours;
 use crate::identity::{Identity, IdentityError};
 use crate::mqtt::Outflow;
 use crate::outbox::{Outbox, OutboxError};
@@ -44,11 +49,6 @@ pub enum BootError {
     /// The outbox can be neither opened nor made anew.
     #[error("the outbox of the state folder cannot be used")]
     Outbox(#[from] OutboxError),
-    /// The control socket cannot be opened.
-    #[error(
-        "the control socket of the state folder cannot be opened (a path of more than 107 bytes is too long)"
-    )]
-    Socket(#[source] std::io::Error),
     /// Signals cannot be listened to.
     #[error("signals cannot be listened to")]
     Signals(#[source] std::io::Error),
@@ -77,9 +77,33 @@ impl Keeper {
 
 /// The highest boot number among reports that wait from before an anchor was lost; 0 when none waits. Counting goes
 /// on from there, so that a report of the past and one of today never share their number.
-fn waiting_boot(state: &Path, settings: &Settings) -> Result<u64, OutboxError> {
-    Outbox::open(&outbox_path(state), settings.outbox_bytes, new_incarnation(), 0)?.highest_boot()
+fn waiting_boot(outbox: &mut Outbox, remarks: &mut Remarks) -> u64 {
+    outbox.highest_boot().unwrap_or_else(|error| {
+        let text = format!("the reports that wait could not be looked through: {}", crate::causes(&error));
+        remarks.push((Severity::Warning, "outbox.unreadable", text));
+        0
+    })
 }
+
+/// Opens the outbox, or one in memory where the disk does not let it: a device that cannot keep its reports still
+/// serves, and says so to whoever listens.
+fn open_outbox(state: &Path, settings: &Settings, remarks: &mut Remarks) -> Result<Outbox, OutboxError> {
+    match Outbox::open(&outbox_path(state), settings.outbox_bytes, new_incarnation(), 0) {
+        Err(OutboxError::Busy(path)) => Err(OutboxError::Busy(path)),
+        Err(error) => {
+            let text = format!(
+                "the outbox cannot be opened, so reports are kept in memory only: {}",
+                crate::causes(&error)
+            );
+            remarks.push((Severity::Alarm, "outbox.in_memory", text));
+            Outbox::in_memory(settings.outbox_bytes, new_incarnation(), 0)
+        }
+        opened => opened,
+    }
+}
+
+/// What is told as soon as somebody listens.
+type Remarks = Vec<(Severity, &'static str, String)>;
 
 fn outbox_path(state: &Path) -> PathBuf {
     state.join("outbox.redb")
@@ -94,28 +118,46 @@ pub(super) fn boot(
     let state = settings.state_dir.clone();
     files::create_private_dir(&state)?;
     let (anchor, found) = Anchor::open(&state)?;
-    let slots = Slots::open(&state)?;
+    let slots = Slots::open(&state)?.limited(settings.limits());
     // Every byte is read only when nothing else vouches for the slots; loading reads the model anyway.
     let check = if matches!(found, Found::Record(_)) { Check::Sizes } else { Check::Contents };
     let observed = slots.observe(check)?;
-    let mut remarks = Vec::new();
+    let mut remarks = Remarks::new();
+    let mut outbox = open_outbox(&state, &settings, &mut remarks)?;
 
     let (incarnation, boot, floor, record) = match found {
         Found::Record(old) => (old.incarnation, old.boot + 1, old.time_floor, old.core),
-        Found::Nothing => {
-            (new_incarnation(), waiting_boot(&state, &settings)? + 1, 0, Persistent::rebuild(&observed))
-        }
+        Found::Nothing => (
+            new_incarnation(),
+            waiting_boot(&mut outbox, &mut remarks) + 1,
+            0,
+            Persistent::rebuild(&observed),
+        ),
         Found::Lost => {
             let text = "both copies of the anchor were unreadable; it was rebuilt from the slots that prove \
                         themselves, and this device starts a new incarnation";
             remarks.push((Severity::Alarm, "anchor.rebuilt", text.to_owned()));
-            (new_incarnation(), waiting_boot(&state, &settings)? + 1, 0, Persistent::rebuild(&observed))
+            (
+                new_incarnation(),
+                waiting_boot(&mut outbox, &mut remarks) + 1,
+                0,
+                Persistent::rebuild(&observed),
+            )
         }
     };
-    let clock = Clock::start(floor);
+    let clock = Clock::start(floor, settings.clock);
     let mut keeper = Keeper { anchor, incarnation, boot, clock: clock.clone() };
-    // The boot number is durable before anything is said under it.
-    keeper.write(&record)?;
+    // The boot number is durable before anything is said under it; where it cannot be, this start is a device of its
+    // own, so that none of its reports is taken for one of another start.
+    if let Err(error) = keeper.write(&record) {
+        let text = format!(
+            "the disk takes no writes ({}): this device serves what it has, and nothing can be updated",
+            crate::causes(&error)
+        );
+        remarks.push((Severity::Alarm, "disk.unwritable", text));
+        keeper.incarnation = new_incarnation();
+    }
+    let incarnation = keeper.incarnation;
 
     let identity = match Identity::load(&state) {
         Ok(identity) => Some(identity),
@@ -125,16 +167,25 @@ pub(super) fn boot(
             None
         }
     };
-    let mut outbox = Outbox::open(&outbox_path(&state), settings.outbox_bytes, incarnation, boot)?;
+    outbox.begin(incarnation, boot);
     outbox.next_seq(); // 0 belongs to state and health
-    let ctx = Ctx { now_ms: clock.now_ms(), mono_ms: clock.mono_ms(), seed: random_u64() };
+    let ctx = Ctx {
+        now_ms: clock.now_ms(),
+        mono_ms: clock.mono_ms(),
+        seed: random_u64(),
+        local: hours::local(&clock),
+        ram_available_bytes: None,
+    };
     let (core, first) = Core::resume(record, &observed, &ctx);
     let mono = clock.mono_ms();
     let mut driver = Driver {
         source: source(identity.as_ref(), &settings, &clock, &mut remarks),
         trust: Trust::new(&state),
+        imports: Imports::default(),
+        watch: Watch::starting(u64::from(settings.first_contact_spread_s) * 1000, mono),
         stamp: Stamp { inc: incarnation, boot, clock: clock.clone() },
         identity,
+        certificate: Certificate::default(),
         core,
         keeper,
         slots,
@@ -157,7 +208,9 @@ pub(super) fn boot(
         program,
         tasks: Default::default(),
         sampler: Sampler::new(),
+        ballast: Ballast::of(&state),
         wake_ms: None,
+        log_until: None,
         health: Every::starting(u64::from(settings.health_interval_s) * 1000, mono),
         window: Every::starting(u64::from(settings.window_s) * 1000, mono),
         statistics: Every::starting(STATS_MS, mono),
@@ -171,6 +224,19 @@ pub(super) fn boot(
         driver.report_event(severity, code, text, None, None);
     }
     Ok((driver, first))
+}
+
+impl Driver {
+    /// The HTTPS side again, for other settings. One that cannot be made leaves the old one.
+    pub(super) fn renew_source(&mut self) {
+        let mut remarks = Vec::new();
+        if let Some(source) = source(self.identity.as_ref(), &self.settings, &self.clock, &mut remarks) {
+            self.source = Some(source);
+        }
+        for (severity, code, text) in remarks {
+            self.report_event(severity, code, text, None, None);
+        }
+    }
 }
 
 /// The HTTPS side, when the identity allows one. A device without it serves what it has.

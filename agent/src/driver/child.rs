@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 
+use super::limits;
 use crate::serve::control::{Answer, MAX_LINE, Order};
 
 /// Orders that may wait for the child: loads and swaps of 8 models, statistics, windows.
@@ -38,6 +39,8 @@ pub struct Spawn {
     pub args: Vec<OsString>,
     /// Its log filter, as `PLIMSOLL_LOG`: it reads no settings file.
     pub log: String,
+    /// Memory that it may have for data; `None` for no limit.
+    pub data_bytes: Option<u64>,
     /// First order.
     pub configure: Order,
 }
@@ -130,14 +133,16 @@ async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<St
 }
 
 fn start(spawn: &Spawn) -> std::io::Result<Child> {
-    Command::new(&spawn.program)
+    let child = Command::new(&spawn.program)
         .args(&spawn.args)
         .env("PLIMSOLL_LOG", &spawn.log)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .kill_on_drop(true)
-        .spawn()
+        .spawn()?;
+    limits::limit(child.id(), spawn.data_bytes);
+    Ok(child)
 }
 
 async fn write_orders(mut stdin: ChildStdin, mut orders: mpsc::Receiver<Order>) {
@@ -213,6 +218,7 @@ mod tests {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             log: "info".into(),
+            data_bytes: None,
             configure: Order::Configure {
                 listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
                 socket: None,

@@ -5,8 +5,9 @@ use plimsoll_protocol::wire::v1::Severity;
 use plimsoll_protocol::{Digest, ModelName};
 
 use super::work::{Done, FetchJob};
-use super::{Driver, selftest, work};
+use super::{Driver, limits, selftest, work};
 use crate::serve::control::Order;
+use crate::tls::{self, Trouble};
 
 impl Driver {
     /// Starts one effect. The record that orders it is durable already.
@@ -29,8 +30,9 @@ impl Driver {
             }
             Effect::SelfTest { model, digest } => {
                 let (program, dir) = (self.program.clone(), self.slots.dir(digest));
+                let data_bytes = limits::data_bytes(self.sampler.machine().ram_bytes);
                 self.spawn(model, digest, async move {
-                    let what = selftest::run(&program, &dir, selftest::LIMIT).await;
+                    let what = selftest::run(&program, &dir, data_bytes, selftest::LIMIT).await;
                     Done::plain(what)
                 });
             }
@@ -99,7 +101,7 @@ impl Driver {
             model: model.clone(),
             version,
             digest,
-            now: self.clock.now_s(),
+            now: self.clock.trust_s(),
             ram_bytes: self.sampler.machine().ram_bytes,
         };
         self.spawn(model, digest, work::fetch(job));
@@ -135,6 +137,7 @@ impl Driver {
             self.raise_floor(issued);
         }
         if let Some(refusal) = &done.refusal {
+            self.on_trouble((refusal.code == tls::SERVER_UNKNOWN).then_some(Trouble::ServerUnknown));
             self.report_refusal(refusal, &model, digest);
         }
         if let Some(came) = done.came {
@@ -144,7 +147,7 @@ impl Driver {
     }
 
     /// Offline-signed metadata proves that a time has passed: from now on the clock is not believed below it.
-    fn raise_floor(&mut self, to_s: i64) {
+    pub(super) fn raise_floor(&mut self, to_s: i64) {
         if self.clock.raise_floor(to_s) {
             let Self { core, keeper, .. } = self;
             if let Err(error) = keeper.write(core.record()) {

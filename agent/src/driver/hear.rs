@@ -1,12 +1,10 @@
 //! What the driver hears from the link, the serving child and the person at the device, as events of the core.
 
 use plimsoll_agent_core::{Event, ModelEvent};
-use plimsoll_protocol::ModelName;
 use plimsoll_protocol::wire::v1::{FleetConfig, ModelHealth, Severity};
 
 use super::Driver;
 use super::child::ChildEvent;
-use crate::control::{Answer as Reply, Ask, Request, Status};
 use crate::mqtt::{self, Inbound, LinkEvent};
 use crate::serve::control::Answer;
 
@@ -20,10 +18,13 @@ impl Driver {
                 self.connection = "connected".into();
                 self.publish_birth();
                 self.publish_health();
+                if self.watch.is_stale() {
+                    self.watch.soon(self.clock.mono_ms());
+                }
                 self.look_at_outbox();
                 self.feed(Event::ServerHeard);
             }
-            LinkEvent::Down { conn, reason, retry_ms } => {
+            LinkEvent::Down { conn, reason, trouble, retry_ms } => {
                 tracing::warn!(
                     mqtt.conn = conn,
                     mqtt.reason = reason,
@@ -32,6 +33,7 @@ impl Driver {
                 );
                 self.link = None;
                 self.outflow.connection_lost();
+                self.on_trouble(trouble);
                 self.connection =
                     format!("not connected: {reason}; next try in {} s", retry_ms.div_ceil(1000));
             }
@@ -53,6 +55,7 @@ impl Driver {
                     order.models = desired.models.len(),
                     "order"
                 );
+                self.watch.soon(self.clock.mono_ms());
                 self.feed(Event::Desired(desired));
             }
             Ok(Inbound::Ack(ack)) => {
@@ -62,6 +65,10 @@ impl Driver {
                 }
                 self.outflow.acknowledged(&ack);
                 self.look_at_outbox();
+                self.feed(Event::ServerHeard);
+            }
+            Ok(Inbound::Command(command)) => {
+                self.on_command(command);
                 self.feed(Event::ServerHeard);
             }
             Ok(Inbound::Config(config)) => self.on_config(&config),
@@ -166,59 +173,6 @@ impl Driver {
             };
             let what = ModelEvent::TrialSample { requests: seen.requests, failed: seen.failed };
             self.feed(Event::Of { model: running.model, digest: running.digest, what });
-        }
-    }
-
-    pub(super) fn on_ask(&mut self, request: Request) {
-        let reply = match request.ask {
-            Ask::Status => Reply::Status(Box::new(self.status())),
-            Ask::Rollback { model } => self.roll_back(model),
-        };
-        let _ = request.reply.send(reply); // an error means that the person left
-    }
-
-    fn roll_back(&mut self, model: ModelName) -> Reply {
-        let version = |driver: &Self| {
-            let running = driver.core.running().into_iter().find(|r| r.model == model);
-            running.map(|r| (r.version, r.digest))
-        };
-        let before = version(self);
-        tracing::warn!(model.name = %model, "an operator on the device asks for the previous version");
-        self.feed(Event::RollbackAsked { model: model.clone() });
-        match (before, version(self)) {
-            (Some((from, old)), Some((to, new))) if old != new => {
-                Reply::Done { text: format!("{model} goes back from {from} to {to}") }
-            }
-            (Some((from, _)), Some(_)) => Reply::Refused {
-                text: format!(
-                    "{model} stays on {from}: there is no previous version that passed a trial here"
-                ),
-            },
-            _ => Reply::Refused { text: format!("this device runs no model {model}") },
-        }
-    }
-
-    fn status(&self) -> Status {
-        let running = self.core.running();
-        Status {
-            identity: self.identity.as_ref().map(|i| i.who.to_string()),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot: self.stamp.boot,
-            uptime_s: self.clock.mono_ms() / 1000,
-            inference: self.inference.map(|a| format!("http://{a}")),
-            connected: self.link.is_some(),
-            connection: self.connection.clone(),
-            generation: self.core.generation(),
-            paused: self.core.record().paused,
-            models: running.clone(),
-            jobs: self.core.jobs(),
-            outbox_entries: self.outbox.len(),
-            outbox_dropped: self.outbox.dropped(),
-            serve_restarts: self.serve_restarts,
-            messages_refused: self.messages_refused,
-            drift: self
-                .drifts
-                .alarms(|model, digest| running.iter().any(|r| r.model == *model && r.digest == digest)),
         }
     }
 }

@@ -15,11 +15,15 @@
 //! Local first: what ran before a restart is served before the network is looked at, and goes on being served
 //! whatever the server, the clock or a new bundle does.
 
+mod asks;
 mod boot;
+mod certificate;
 pub mod child;
 mod drift;
 mod effects;
 mod hear;
+mod import;
+mod limits;
 mod reports;
 mod selftest;
 #[cfg(test)]
@@ -27,13 +31,13 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod trust;
 mod windows;
 mod work;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_agent_core::{Core, Ctx, Event, Outcome};
@@ -42,11 +46,13 @@ use plimsoll_protocol::{Digest, ModelName};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::ballast::{Ballast, Change};
 use crate::clock::{Clock, random_u64};
 use crate::config::Settings;
 use crate::control;
 use crate::fetch::{HttpSource, Trust};
 use crate::health::Sampler;
+use crate::hours;
 use crate::identity::Identity;
 use crate::mqtt::{self, Link, LinkEvent, Outflow};
 use crate::outbox::Outbox;
@@ -81,8 +87,11 @@ struct Driver {
     clock: Clock,
     stamp: Stamp,
     identity: Option<Identity>,
+    certificate: certificate::Certificate,
     source: Option<HttpSource>,
     trust: Trust,
+    watch: trust::Watch,
+    imports: import::Imports,
     core: Core,
     keeper: Keeper,
     slots: Slots,
@@ -109,26 +118,37 @@ struct Driver {
     tasks: BTreeMap<(ModelName, Digest), tokio::task::AbortHandle>,
 
     sampler: Sampler,
+    ballast: Ballast,
     wake_ms: Option<u64>,
     health: Every,
     window: Every,
     statistics: Every,
     watchdog: Option<Every>,
+    /// When a log filter that the server asked for ends.
+    log_until: Option<u64>,
 }
 
-/// Runs the agent until it is told to stop.
-pub async fn run(settings: Settings) -> Result<(), BootError> {
+/// Reads the settings again, as at the start; an error in words.
+pub type Reload = Box<dyn Fn() -> Result<Settings, String>>;
+
+/// Runs the agent until it is told to stop. `reload` is called on SIGHUP.
+pub async fn run(settings: Settings, reload: Reload) -> Result<(), BootError> {
     let (send_work, mut work) = mpsc::channel(MAILBOX);
     let (mut driver, first) = boot::boot(settings, work::own_program(), send_work)?;
     let (send_ask, mut asks) = mpsc::channel(MAILBOX);
-    let socket = control::listen(&driver.settings.state_dir).map_err(BootError::Socket)?;
-    tokio::spawn(control::serve(socket, send_ask));
-    let (mut terminate, mut interrupt) = signals()?;
+    match control::listen(&driver.settings.state_dir) {
+        Ok(socket) => drop(tokio::spawn(control::serve(socket, send_ask))),
+        // On a disk that takes no writes there is nobody to ask, and a model to serve.
+        Err(error) => driver.no_socket(&error),
+    }
+    let [mut terminate, mut interrupt, mut hangup] = signals()?;
     // The service is up: models load next, and a slow one must not look like a service that does not start.
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(agent.boot = driver.stamp.boot, agent.state = %driver.settings.state_dir.display(), "agent started");
 
     driver.settle(first);
+    driver.feed_rules();
+    driver.look_at_disk();
     let (send_child, mut child) = mpsc::channel(MAILBOX);
     let supervisor = tokio::spawn(child::supervise(driver.spawn_serve(), send_child));
     let (send_link, mut link) = mpsc::channel(MAILBOX);
@@ -140,8 +160,19 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
             Some(event) = link.recv() => driver.on_link(event),
             Some(event) = child.recv() => driver.on_child(event),
             Some(done) = work.recv() => driver.on_done(done),
+            Some(end) = driver.imports.end() => driver.on_import(end),
+            Some(look) = driver.watch.end() => driver.on_look(look),
+            Some(news) = driver.certificate.news() => driver.on_certificate(news),
             Some(request) = asks.recv() => driver.on_ask(request),
             () = tokio::time::sleep(pause) => driver.on_time(),
+            _ = hangup.recv() => {
+                notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::MonotonicUsec(0))]);
+                match reload() {
+                    Ok(new) => driver.reload(new),
+                    Err(why) => driver.reload_failed(&why),
+                }
+                notify(&[sd_notify::NotifyState::Ready]);
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -151,9 +182,19 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
     Ok(())
 }
 
-fn signals() -> Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal), BootError> {
+impl Driver {
+    fn no_socket(&mut self, error: &std::io::Error) {
+        let text = format!(
+            "the control socket of the state folder cannot be opened, so `plimsoll-agent status` and others have \
+             nobody to ask (a path of more than 107 bytes is too long): {error}"
+        );
+        self.report_event(Severity::Alarm, "control.unavailable", text, None, None);
+    }
+}
+
+fn signals() -> Result<[tokio::signal::unix::Signal; 3], BootError> {
     let open = |kind| signal(kind).map_err(BootError::Signals);
-    Ok((open(SignalKind::terminate())?, open(SignalKind::interrupt())?))
+    Ok([open(SignalKind::terminate())?, open(SignalKind::interrupt())?, open(SignalKind::hangup())?])
 }
 
 /// Tells systemd; a process that systemd did not start tells nobody.
@@ -192,12 +233,19 @@ async fn stop(
 impl Driver {
     /// Decides about one event, persists the decision, then does what follows from it.
     fn feed(&mut self, event: Event) {
-        let outcome = self.core.decide(event, &self.ctx());
+        let ctx = self.ctx();
+        let outcome = self.core.decide(event, &ctx);
         self.settle(outcome);
     }
 
-    fn ctx(&self) -> Ctx {
-        Ctx { now_ms: self.clock.now_ms(), mono_ms: self.clock.mono_ms(), seed: random_u64() }
+    fn ctx(&mut self) -> Ctx {
+        Ctx {
+            now_ms: self.clock.now_ms(),
+            mono_ms: self.clock.mono_ms(),
+            seed: random_u64(),
+            local: hours::local(&self.clock),
+            ram_available_bytes: self.sampler.ram_available(),
+        }
     }
 
     /// Persist, then act. Without a durable record nothing happens; the deadline of the state brings it back.
@@ -234,11 +282,37 @@ impl Driver {
         self.statistics.change(period, self.clock.mono_ms());
     }
 
+    /// Gives up the ballast when the disk is full, and with it everything that was fetched and is not needed now.
+    fn look_at_disk(&mut self) {
+        match self.ballast.look() {
+            Ok(None) => {}
+            Ok(Some(Change::Restored)) => tracing::info!("the ballast file is there"),
+            Ok(Some(Change::GivenUp)) => {
+                let wanted = self.core.in_flight();
+                let freed = self.slots.discard_all_but(&wanted);
+                let end = freed.err().map(|e| crate::causes(&e)).unwrap_or_default();
+                let text = format!(
+                    "the disk is full: the ballast of 2 MiB was given up and unfinished downloads were dropped; \
+                     free some space{}{end}",
+                    if end.is_empty() { "" } else { "; not everything could be dropped: " }
+                );
+                self.report_event(Severity::Alarm, "disk.full", text, None, None);
+            }
+            Err(error) => tracing::warn!(error = crate::causes(&error), "the ballast stays as it is"),
+        }
+    }
+
     /// How long nothing is due.
     fn until_due(&self) -> Duration {
         let timers =
             [Some(self.health.next_ms()), Some(self.window.next_ms()), Some(self.statistics.next_ms())];
-        let others = [self.wake_ms, self.watchdog.map(|w| w.next_ms()), self.next_publish_ms()];
+        let others = [
+            self.wake_ms,
+            self.watchdog.map(|w| w.next_ms()),
+            self.next_publish_ms(),
+            self.watch.next_ms(),
+            self.log_until,
+        ];
         let next = timers.into_iter().chain(others).flatten().min().unwrap_or(u64::MAX);
         Duration::from_millis(next.saturating_sub(self.clock.mono_ms()))
     }
@@ -250,7 +324,10 @@ impl Driver {
             self.wake_ms = None;
             self.feed(Event::Tick);
         }
+        self.look_at_trust();
+        self.end_log_filter();
         if self.health.due(now) {
+            self.look_at_disk();
             self.publish_health();
         }
         if self.window.due(now) {
@@ -269,6 +346,7 @@ impl Driver {
             program: self.program.clone(),
             args: vec!["serve".into()],
             log: self.settings.log.clone(),
+            data_bytes: limits::data_bytes(self.sampler.machine().ram_bytes),
             configure: Order::Configure {
                 listen: self.settings.listen,
                 socket: self.settings.socket.clone(),
@@ -281,13 +359,13 @@ impl Driver {
 
     /// Starts connecting, when there is somebody to connect to. The task ends with the driver's mailbox.
     fn start_link(&mut self, events: mpsc::Sender<LinkEvent>) {
-        let Some(identity) = &self.identity else {
+        let Some(identity) = self.identity.clone() else {
             self.connection = "not enrolled: serving what is here".into();
             return;
         };
         let parts = identity.mqtt_address().map_err(|e| e.to_string());
-        let parts =
-            parts.and_then(|a| tls::mutual(identity, &self.clock).map(|t| (a, t)).map_err(|e| e.to_string()));
+        let parts = parts
+            .and_then(|a| tls::mutual(&identity, &self.clock).map(|t| (a, t)).map_err(|e| e.to_string()));
         let ((host, port), config) = match parts {
             Ok(parts) => parts,
             Err(why) => {
@@ -296,18 +374,18 @@ impl Driver {
                 return;
             }
         };
-        let seed = Digest::of(identity.who.to_string().as_bytes());
-        let seed = seed.as_bytes().first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+        let device_seed = certificate::device_seed(&identity);
+        let tls = self.keep_certificate(identity.clone(), config);
         self.connection = "connecting".into();
         tokio::spawn(mqtt::run(
             mqtt::Broker {
-                who: identity.who.clone(),
+                who: identity.who,
                 host,
                 port,
-                tls: Arc::new(config),
+                tls,
                 stamp: self.stamp.clone(),
                 first_contact_spread_s: self.settings.first_contact_spread_s,
-                device_seed: seed,
+                device_seed,
             },
             events,
         ));

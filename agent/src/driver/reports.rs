@@ -241,6 +241,7 @@ impl Driver {
             outbox_entries: self.outbox.len(),
             outbox_dropped: self.outbox.dropped(),
             serve_restarts: self.serve_restarts,
+            trust_expired: self.watch.expired(),
             models: self.stats.iter().filter(|m| is_active(m.digest)).cloned().collect(),
         };
         self.publish(
@@ -251,7 +252,7 @@ impl Driver {
         );
     }
 
-    fn publish(&self, kind: Up, payload: Vec<u8>, retain: bool, expiry_s: Option<u32>) -> bool {
+    pub(super) fn publish(&self, kind: Up, payload: Vec<u8>, retain: bool, expiry_s: Option<u32>) -> bool {
         let (Some(link), Some(identity)) = (&self.link, &self.identity) else { return false };
         let topic = Topic::Up(identity.who.clone(), kind);
         let assured = kind != Up::Health;

@@ -9,6 +9,7 @@ use plimsoll_agent_core::{Failure, ModelEvent};
 use tokio::process::Command;
 
 use super::child::describe;
+use super::limits;
 use crate::serve::control::SelfTestLine;
 
 /// Limit of a self-test: the core allows 10 minutes for loading and 64 samples at 5 s; half of that is left for a
@@ -20,7 +21,7 @@ const MISMATCH: i32 = 3;
 const UNLOADABLE: i32 = 4;
 
 /// Runs the golden samples of a bundle. Never fails: every end is an event.
-pub async fn run(program: &Path, dir: &Path, limit: Duration) -> ModelEvent {
+pub async fn run(program: &Path, dir: &Path, data_bytes: Option<u64>, limit: Duration) -> ModelEvent {
     let child = Command::new(program)
         .arg("selftest")
         .arg("--dir")
@@ -29,8 +30,13 @@ pub async fn run(program: &Path, dir: &Path, limit: Duration) -> ModelEvent {
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .kill_on_drop(true)
-        .output();
-    match tokio::time::timeout(limit, child).await {
+        .spawn();
+    let ended = async {
+        let child = child?;
+        limits::limit(child.id(), data_bytes);
+        child.wait_with_output().await
+    };
+    match tokio::time::timeout(limit, ended).await {
         Ok(Ok(output)) => judge(&output),
         Ok(Err(error)) => broke(format!("the self-test could not be started: {error}")),
         Err(_) => broke(format!("the self-test did not end within {} s and was killed", limit.as_secs())),
@@ -41,11 +47,21 @@ fn judge(output: &Output) -> ModelEvent {
     let text = String::from_utf8_lossy(&output.stdout);
     let said = explain(text.lines().next_back().unwrap_or_default());
     match output.status.code() {
-        Some(0) => ModelEvent::SelfTestPassed,
+        Some(0) => ModelEvent::SelfTestPassed {
+            peak_rss_bytes: peak_rss(text.lines().next_back().unwrap_or_default()),
+        },
         Some(MISMATCH | UNLOADABLE) => {
             ModelEvent::SelfTestFailed { failure: Failure::Permanent, reason: said }
         }
         _ => broke(format!("the self-test {}", describe(output.status).trim_start_matches("it "))),
+    }
+}
+
+/// Memory of the child at its peak, from its last line; 0 when that does not say.
+fn peak_rss(line: &str) -> u64 {
+    match serde_json::from_str(line) {
+        Ok(SelfTestLine::Report(report)) => report.peak_rss_bytes,
+        _ => 0,
     }
 }
 
@@ -74,13 +90,15 @@ mod tests {
         let program = dir.path().join("agent");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        run(&program, dir.path(), limit).await
+        run(&program, dir.path(), None, limit).await
     }
 
     #[tokio::test]
     async fn every_end_of_a_self_test_is_told_apart() {
         let long = Duration::from_secs(60);
-        assert_eq!(end_of("exit 0", long).await, ModelEvent::SelfTestPassed);
+        assert_eq!(end_of("exit 0", long).await, ModelEvent::SelfTestPassed { peak_rss_bytes: 0 });
+        let report = r#"echo '{"ok":true,"samples":1,"max_abs_error":0.0,"load_ms":1,"infer_us":1,"peak_rss_bytes":77}'"#;
+        assert_eq!(end_of(report, long).await, ModelEvent::SelfTestPassed { peak_rss_bytes: 77 });
         for (script, failure, words) in [
             (
                 r#"echo '{"ok":false,"samples":1,"max_abs_error":2.0,"mismatch":{"sample":7,"output":"y","difference":"top1","row":0,"got":3,"expected":8},"load_ms":1,"infer_us":1,"peak_rss_bytes":1}'; exit 3"#,

@@ -2,10 +2,11 @@
 //! in the place of the program that serves and tests models.
 
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use plimsoll_protocol::wire::v1::{
-    Ack, BatchEntry, Desired, DesiredModel, Down, Envelope, JobPhase, JobReport, State, Topic, Up, UpdatePolicy,
+    Ack, BatchEntry, Desired, DesiredModel, Down, Envelope, JobPhase, JobReport, State, Topic, Up,
+    UpdatePolicy,
 };
 use serde_json::{Value, json};
 
@@ -187,6 +188,16 @@ impl Rig {
         self.said(Up::Event).iter().any(|e| e["code"] == code)
     }
 
+    /// What `plimsoll-agent status` would get.
+    async fn status(&mut self) -> crate::control::Status {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.driver.on_ask(control::Request { ask: control::Ask::Status, reply });
+        match answer.await.unwrap() {
+            control::Answer::Status(status) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn misbehave(&self, world: &World, how: &str) {
         std::fs::write(world.state.path().join(how), "").unwrap();
         assert!(self.driver.program.exists());
@@ -309,6 +320,78 @@ async fn a_device_that_lost_its_anchor_counts_its_boots_on_from_the_reports_that
 }
 
 #[tokio::test]
+async fn a_lost_outbox_is_told_even_when_the_anchor_is_lost_with_it() {
+    let mut world = World::new().await;
+    let first = world.publish("1.0.0", |_| {});
+    let mut rig = Rig::online(&world);
+    rig.install("1.0.0", first).await;
+    drop(rig);
+    for file in ["anchor.a", "anchor.b", "outbox.redb"] {
+        std::fs::write(world.state.path().join(file), [0xff; 8192]).unwrap();
+    }
+    let mut rig = Rig::online(&world);
+    rig.turn().await;
+    assert!(rig.told("anchor.rebuilt") && rig.told("outbox.recreated"), "{:?}", rig.said(Up::Event));
+    assert_eq!(rig.running(), ["1.0.0"]);
+}
+
+#[tokio::test]
+async fn commands_of_the_server_are_obeyed_answered_and_cannot_change_what_runs() {
+    let mut world = World::new().await;
+    let first = world.publish("1.0.0", |_| {});
+    let mut rig = Rig::online(&world);
+    rig.install("1.0.0", first).await;
+    let healths = rig.said(Up::Health).len();
+    for (command, ok, words) in [
+        (json!({"id": "1", "command": "report"}), true, "reported"),
+        (json!({"id": "2", "command": "pause"}), true, "paused"),
+        (json!({"id": "2", "command": "pause"}), true, "paused"),
+        (json!({"id": "3", "command": "log", "filter": "x=loud", "for_s": 5}), false, "x=loud"),
+        (json!({"id": "4", "command": "log", "filter": "debug", "for_s": 999_999}), true, "3600 s"),
+        (json!({"id": "5", "command": "reboot"}), false, "update the agent"),
+        (json!({"id": "6", "command": "refresh"}), true, "looked at"),
+    ] {
+        rig.hears(Down::Command, &command);
+        let answer = rig.said(Up::Response).pop().unwrap();
+        assert_eq!((&answer["id"], &answer["ok"]), (&command["id"], &ok.into()), "{answer}");
+        assert!(answer["text"].to_string().contains(words), "{answer}");
+    }
+    assert!(rig.said(Up::Health).len() > healths);
+    assert!(rig.told("updates.paused"));
+    let second = world.publish("1.1.0", |_| {});
+    rig.order("1.1.0", second, |_| {});
+    drop(rig);
+    let mut rig = Rig::online(&world);
+    rig.turn().await;
+    assert_eq!((rig.phase(), rig.running()), (Some(JobPhase::Waiting), vec!["1.0.0".to_owned()]));
+    rig.hears(Down::Command, &json!({"id": "7", "command": "resume"}));
+    rig.until("the update to go on", |r| r.running() == ["1.1.0"]).await;
+}
+
+#[tokio::test]
+async fn settings_that_are_read_again_take_effect_and_those_that_cannot_are_named() {
+    let world = World::new().await;
+    let mut rig = Rig::online(&world);
+    let births = rig.said(Up::State).len();
+    let mut new = rig.driver.settings.clone();
+    new.maintenance_hours = plimsoll_protocol::hours::MaintenanceHours::parse(&["01:00-02:00"]).unwrap();
+    new.labels.insert("site".into(), "lyon".into());
+    new.listen = "127.0.0.1:1".parse().unwrap();
+    rig.driver.reload(new);
+    rig.driver.publish_waiting();
+    let told = rig.said(Up::Event).pop().unwrap();
+    assert_eq!(told["code"], "settings.restart_needed");
+    assert!(
+        told["text"].to_string().contains("listen") && !told["text"].to_string().contains("labels"),
+        "{told}"
+    );
+    assert_eq!(rig.said(Up::State).len(), births + 1, "the labels are told");
+    let status = rig.status().await;
+    assert_eq!(status.maintenance_hours, "01:00-02:00");
+    assert_ne!(rig.driver.settings.listen.port(), 1);
+}
+
+#[tokio::test]
 async fn health_and_goodbye_are_published_for_whoever_listens() {
     let world = World::new().await;
     let mut rig = Rig::online(&world);
@@ -318,7 +401,7 @@ async fn health_and_goodbye_are_published_for_whoever_listens() {
     assert!(rig.driver.say_goodbye());
     let last: State = serde_json::from_value(rig.said(Up::State).pop().unwrap()).unwrap();
     assert_eq!(last, State::Offline { boot: 1, conn: 1 });
-    rig.driver.on_link(LinkEvent::Down { conn: 1, reason: "cut".into(), retry_ms: 1500 });
+    rig.driver.on_link(LinkEvent::Down { conn: 1, reason: "cut".into(), trouble: None, retry_ms: 1500 });
     assert!(!rig.driver.say_goodbye(), "nobody is there");
     assert!(rig.driver.connection.contains("next try in 2 s"), "{}", rig.driver.connection);
 }

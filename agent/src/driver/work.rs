@@ -85,15 +85,8 @@ async fn fetch_inner(
     let mut view = job.trust.refresh(&job.source, job.now).await?;
     *issued = view.issued();
     let (manifest, bytes) = view.manifest(&job.source, &job.model, &job.version, job.digest).await?;
-    let device = Device {
-        architecture: crate::arch().to_owned(),
-        agent_version: crate::version(),
-        ram_bytes: job.ram_bytes,
-        disk_free_bytes: job.slots.disk_free().map_err(slot_error)?,
-        already_staged_bytes: job.slots.staged_bytes(job.digest),
-        max_opset: MAX_OPSET,
-    };
-    if let Err(reason) = preflight(&manifest, &device) {
+    drop(view); // the next look need not wait for the files
+    if let Err(reason) = preflight(&manifest, &device(&job.slots, job.ram_bytes, job.digest)?) {
         return Ok(ModelEvent::NotApplicable { reason });
     }
     let slots = job.slots.clone();
@@ -112,6 +105,20 @@ async fn fetch_inner(
         came.received = job.source.bytes_received() - before;
     }
     Ok(ModelEvent::FetchDone)
+}
+
+/// What this device brings to a bundle.
+pub(super) fn device(slots: &Slots, ram_bytes: u64, digest: Digest) -> Result<Device, FetchError> {
+    Ok(Device {
+        architecture: crate::arch().to_owned(),
+        agent_version: crate::version(),
+        ram_bytes,
+        disk_free_bytes: slots.disk_free().map_err(slot_error)?,
+        already_staged_bytes: slots.staged_bytes(digest),
+        disk_reserve_bytes: slots.limits().reserve_bytes,
+        quota_left_bytes: slots.quota_left(),
+        max_opset: MAX_OPSET,
+    })
 }
 
 /// Makes what was fetched a slot.

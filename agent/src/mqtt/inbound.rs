@@ -2,7 +2,7 @@
 //! that arrives here can end the agent.
 
 use plimsoll_protocol::DeviceIdentity;
-use plimsoll_protocol::wire::v1::{Ack, Desired, Down, FleetConfig, Topic};
+use plimsoll_protocol::wire::v1::{Ack, Command, Desired, Down, FleetConfig, MAX_COMMAND_ID, Topic};
 
 /// Largest desired state: 8 models of about 1 KiB each, with room for their blocked digests.
 const MAX_INBOUND: usize = 64 * 1024;
@@ -14,6 +14,8 @@ pub enum Inbound {
     Desired(Desired),
     /// What may leave the outbox.
     Ack(Ack),
+    /// A one-off command.
+    Command(Command),
     /// Settings of the fleet.
     Config(FleetConfig),
 }
@@ -50,7 +52,14 @@ pub fn parse(who: &DeviceIdentity, topic: &str, payload: &[u8]) -> Result<Inboun
                 Ok(Inbound::Desired(desired))
             }
             Down::Ack => serde_json::from_slice(payload).map(Inbound::Ack).map_err(malformed),
-            Down::Command => Err(refuse("message.unsupported", "this agent takes no commands yet".into())),
+            Down::Command => {
+                let command: Command = serde_json::from_slice(payload).map_err(malformed)?;
+                if command.id.len() > MAX_COMMAND_ID {
+                    let why = format!("a command's id is longer than {MAX_COMMAND_ID} bytes");
+                    return Err(refuse("message.malformed", why));
+                }
+                Ok(Inbound::Command(command))
+            }
         },
         Topic::AllConfig(tenant) if tenant == who.tenant => {
             serde_json::from_slice(payload).map(Inbound::Config).map_err(malformed)
@@ -61,6 +70,8 @@ pub fn parse(who: &DeviceIdentity, topic: &str, payload: &[u8]) -> Result<Inboun
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_protocol::wire::v1::CommandKind;
+
     use super::*;
 
     fn check(topic: &str, payload: &str) -> Result<Inbound, &'static str> {
@@ -74,6 +85,17 @@ mod tests {
         assert!(matches!(got, Inbound::Desired(d) if d.generation == 7));
         let got = check("plimsoll/1/acme/all/dn/cfg", r#"{"window_s":5}"#).unwrap();
         assert!(matches!(got, Inbound::Config(c) if c.window_s == Some(5)));
+        for (text, what) in [
+            (r#"{"id":"1","command":"pause"}"#, CommandKind::Pause),
+            (
+                r#"{"id":"1","command":"log","filter":"debug","for_s":9}"#,
+                CommandKind::Log { filter: "debug".into(), for_s: 9 },
+            ),
+            (r#"{"id":"1","command":"of_a_newer_server","with":"more"}"#, CommandKind::Unknown),
+        ] {
+            let got = check("plimsoll/1/acme/cam-1/dn/cmd", text).unwrap();
+            assert_eq!(got, Inbound::Command(Command { id: "1".into(), what }));
+        }
     }
 
     #[test]
@@ -95,7 +117,13 @@ mod tests {
                 &desired.replace("\"v\":1", "\"v\":2"),
                 "message.unsupported",
             ),
-            ("plimsoll/1/acme/cam-1/dn/cmd", "{}", "message.unsupported"),
+            ("plimsoll/1/acme/cam-1/dn/cmd", "{}", "message.malformed"),
+            ("plimsoll/1/acme/cam-1/dn/cmd", r#"{"id":"1","command":"log"}"#, "message.malformed"),
+            (
+                "plimsoll/1/acme/cam-1/dn/cmd",
+                &format!(r#"{{"id":"{}","command":"pause"}}"#, "x".repeat(65)),
+                "message.malformed",
+            ),
         ] {
             assert_eq!(check(topic, payload).unwrap_err(), code, "{topic} {:.40}", payload);
         }

@@ -117,6 +117,18 @@ impl Outbox {
         Ok(this)
     }
 
+    /// An outbox that ends with the process, for a device whose disk takes no writes.
+    pub fn in_memory(max_bytes: u64, inc: Incarnation, boot: u64) -> Result<Self, OutboxError> {
+        Self::open(Path::new(""), max_bytes, inc, boot)
+    }
+
+    /// Says under which start new reports are stored, when that is known later than what waits.
+    pub const fn begin(&mut self, inc: Incarnation, boot: u64) {
+        self.inc = inc;
+        self.boot = boot;
+        self.next_seq = 0;
+    }
+
     /// The next sequence number of this boot. A number that is drawn and not stored is a gap, which is harmless.
     pub const fn next_seq(&mut self) -> u64 {
         let seq = self.next_seq;
@@ -255,7 +267,13 @@ impl Outbox {
     /// more way to be broken, and must not end the agent.
     fn try_open(&self) -> Result<(Database, u64, u64), Opening> {
         let open = || -> Result<_, redb::Error> {
-            let db = Database::builder().set_cache_size(CACHE_BYTES).create(&self.path)?;
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            let db = if self.path.as_os_str().is_empty() {
+                builder.create_with_backend(redb::backends::InMemoryBackend::new())?
+            } else {
+                open_file(&builder, &self.path)?
+            };
             let txn = db.begin_write()?;
             let mut counted = (0, 0);
             for entry in txn.open_table(REPORTS)?.range::<&[u8]>(..)? {
@@ -385,6 +403,16 @@ impl Room {
         }
         Ok(false)
     }
+}
+
+/// In the tests of power cuts, what the store does to its file is written down.
+fn open_file(builder: &redb::Builder, path: &Path) -> Result<Database, redb::Error> {
+    #[cfg(test)]
+    if crate::files::simulator::watching() {
+        let recorded = crate::files::simulator::Recorded::open(path).map_err(redb::Error::Io)?;
+        return Ok(builder.create_with_backend(recorded)?);
+    }
+    Ok(builder.create(path)?)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@ use std::fs;
 
 use super::*;
 
+mod power;
+
 const INC: Incarnation = Incarnation::from_bytes([1; 16]);
 const BIG: u64 = 1024 * 1024;
 

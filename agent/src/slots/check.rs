@@ -21,6 +21,8 @@ pub enum Check {
     Contents,
 }
 
+/// Bundles are public; their directory is not.
+pub(super) const BUNDLE_MODE: u32 = 0o644;
 /// Reading size of the hash: two of them fit a small core's second-level cache.
 const BUFFER: usize = 64 * 1024;
 
@@ -35,11 +37,7 @@ pub(super) fn check(dir: &Path, digest: Digest, how: Check) -> Result<Manifest, 
         return Err(damaged(format!("it has no {MANIFEST_FILE}")));
     }
     let path = manifest_path(dir);
-    let bytes = read_limited(&path, MAX_MANIFEST_BYTES).map_err(|e| SlotError::Io {
-        what: e.what,
-        path: path.clone(),
-        source: e.source,
-    })?;
+    let bytes = read_limited(&path, MAX_MANIFEST_BYTES)?;
     if Digest::of(&bytes) != digest {
         return Err(damaged(format!("its {MANIFEST_FILE} has digest {}", Digest::of(&bytes))));
     }
@@ -98,7 +96,7 @@ pub(super) fn finish(hash: ring::digest::Context) -> io::Result<Digest> {
 
 /// Opens a file, never through a symbolic link in its last part.
 pub(super) fn open_no_follow(path: &Path, flags: OFlags) -> io::Result<File> {
-    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH; // bundles are public; their directory is not
+    let mode = Mode::from_raw_mode(BUNDLE_MODE);
     Ok(rustix::fs::open(path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)?.into())
 }
 

@@ -16,7 +16,6 @@ mod check;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +24,7 @@ use plimsoll_protocol::bundle::{MANIFEST_FILE, Manifest};
 use plimsoll_protocol::trust::Verified;
 use plimsoll_protocol::{Digest, Generation};
 
-use crate::files::{create_private_dir, sync_parent, write_atomic};
+use crate::files::{FileError, create_private_dir, disk, sync_parent, write_atomic};
 pub use check::Check;
 pub use writer::{FileWriter, Staging};
 
@@ -41,16 +40,8 @@ const GONE: &str = ".gone";
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
     /// The system refused; trying again later can help.
-    #[error("cannot {what} {}", .path.display())]
-    Io {
-        /// `create`, `write`, `flush`, …
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// What is there is not the bundle; trying again with the same bytes cannot help.
     #[error("bundle {digest:?}: {why}")]
     Damaged {
@@ -64,12 +55,11 @@ pub enum SlotError {
 impl SlotError {
     /// Whether trying again later can help.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Io { .. })
+        matches!(self, Self::Io(_))
     }
 
     fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { what, path, source }
+        move |source| Self::Io(FileError::new(what, path, source))
     }
 }
 
@@ -91,23 +81,55 @@ pub struct Slot {
 pub struct Slots {
     staging: PathBuf,
     slots: PathBuf,
+    limits: Limits,
+}
+
+/// What the operator allows bundles to take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// What an update leaves free on the file system, bytes.
+    pub reserve_bytes: u64,
+    /// Most bytes of all bundles together; `None` for what the disk has.
+    pub quota_bytes: Option<u64>,
 }
 
 impl Slots {
+    /// The slots of a state folder, for a look: creates and finishes nothing.
+    pub fn at(state: &Path) -> Self {
+        Self { staging: state.join("staging"), slots: state.join("slots"), limits: Limits::default() }
+    }
+
+    /// The same slots under the operator's limits, which preflight holds against an update.
+    pub fn limited(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The operator's limits.
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Bytes that the quota leaves for one more bundle, beside what is there and what is on its way.
+    pub fn quota_left(&self) -> Option<u64> {
+        let used = || check::tree_bytes(&self.slots).saturating_add(check::tree_bytes(&self.staging));
+        self.limits.quota_bytes.map(|quota| quota.saturating_sub(used()))
+    }
+
     /// Opens the slots of a state folder, creates their directories, and finishes deletions that a crash cut off.
     pub fn open(state: &Path) -> Result<Self, SlotError> {
-        let this = Self { staging: state.join("staging"), slots: state.join("slots") };
+        let this = Self::at(state);
         for dir in [&this.staging, &this.slots] {
-            create_private_dir(dir).map_err(|e| SlotError::Io {
-                what: e.what,
-                path: dir.clone(),
-                source: e.source,
-            })?;
+            if dir.is_dir() {
+                continue; // also on a disk that takes no writes
+            }
+            create_private_dir(dir)?;
         }
         sync_parent(&this.slots).map_err(SlotError::io("flush", state))?;
         for path in children(&this.staging)? {
             if path.extension().is_some_and(|e| e == &GONE[1..]) {
-                remove_dir(&path)?;
+                if let Err(error) = remove_dir(&path) {
+                    tracing::warn!(error = crate::causes(&error), "a deleted slot still takes space");
+                }
             }
         }
         Ok(this)
@@ -140,7 +162,7 @@ impl Slots {
         if to.exists() {
             self.delete(digest)?; // a damaged slot of the same name, which is being replaced
         }
-        std::fs::rename(&from, &to).map_err(SlotError::io("rename", &from))?;
+        disk::rename(&from, &to).map_err(SlotError::io("rename", &from))?;
         sync_parent(&to).map_err(SlotError::io("flush", &self.slots))?;
         Ok(Slot { dir: to, digest, manifest, proven: None })
     }
@@ -182,8 +204,7 @@ impl Slots {
         if std::fs::read_to_string(&path).is_ok_and(|there| there == text) {
             return Ok(());
         }
-        let write = write_atomic(&path, text.as_bytes(), crate::files::PUBLIC);
-        write.map_err(|e| SlotError::Io { what: e.what, path, source: e.source })
+        Ok(write_atomic(&path, text.as_bytes(), crate::files::PUBLIC)?)
     }
 
     /// Deletes a slot. It leaves its place by one rename, so a crash never leaves half a slot there.
@@ -191,7 +212,7 @@ impl Slots {
         let dir = self.dir(digest);
         let gone = self.staging.join(format!("{digest}{GONE}"));
         remove_dir(&gone)?;
-        match std::fs::rename(&dir, &gone) {
+        match disk::rename(&dir, &gone) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result.map_err(SlotError::io("delete", &dir))?,
         }
@@ -246,20 +267,12 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>, SlotError> {
 
 /// Removes a directory tree or a stray file; what is not there is removed already.
 fn remove_dir(path: &Path) -> Result<(), SlotError> {
-    let removed = match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(e) => Err(e),
-    };
-    match removed {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(SlotError::io("remove", path)),
-    }
+    disk::remove_tree(path).map_err(SlotError::io("remove", path))
 }
 
 /// Flushes one directory's entries.
 fn flush_dir(dir: &Path) -> Result<(), SlotError> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(SlotError::io("flush", dir))
+    disk::sync_dir(dir).map_err(SlotError::io("flush", dir))
 }
 
 /// Path of the manifest in a bundle's directory.

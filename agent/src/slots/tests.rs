@@ -3,6 +3,8 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
+mod power;
+
 const MODEL: &[u8] = b"weights, many of them";
 const GOLDEN: &[u8] = b"golden";
 

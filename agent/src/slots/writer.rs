@@ -3,17 +3,17 @@
 //! A file is written beside its place (`.parts/<number>`) and moved there when it is whole, verified and flushed; so
 //! what lies in its place is whole, and what lies in `.parts` is where a fetch goes on.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::bundle::{FileEntry, Manifest};
 use ring::digest::{Context, SHA256};
 use rustix::fs::OFlags;
 
-use super::check::{finish, hash_file, open_no_follow};
+use super::check::{BUNDLE_MODE, finish, hash_file};
 use super::{PARTS, SlotError, flush_dir, manifest_path};
+use crate::files::disk::{self, DiskFile};
 use crate::files::{create_private_dir, write_atomic};
 
 /// A staging directory with a verified manifest.
@@ -31,14 +31,9 @@ impl Staging {
         manifest: Manifest,
         bytes: &[u8],
     ) -> Result<Self, SlotError> {
-        let file_error = |e: crate::files::FileError, path: &Path| SlotError::Io {
-            what: e.what,
-            path: path.to_owned(),
-            source: e.source,
-        };
-        create_private_dir(&dir.join(PARTS)).map_err(|e| file_error(e, &dir))?;
+        create_private_dir(&dir.join(PARTS))?;
         let path = manifest_path(&dir);
-        write_atomic(&path, bytes, crate::files::PUBLIC).map_err(|e| file_error(e, &path))?;
+        write_atomic(&path, bytes, crate::files::PUBLIC)?;
         Ok(Self { dir, digest, manifest })
     }
 
@@ -68,7 +63,7 @@ impl Staging {
 
 /// One file being written.
 pub struct FileWriter {
-    file: File,
+    file: DiskFile,
     part: PathBuf,
     place: PathBuf,
     entry: FileEntry,
@@ -79,8 +74,8 @@ pub struct FileWriter {
 
 impl FileWriter {
     fn open(part: PathBuf, place: PathBuf, entry: FileEntry, digest: Digest) -> Result<Self, SlotError> {
-        let file =
-            open_no_follow(&part, OFlags::RDWR | OFlags::CREATE).map_err(SlotError::io("open", &part))?;
+        let file = DiskFile::open(&part, OFlags::RDWR | OFlags::CREATE, BUNDLE_MODE)
+            .map_err(SlotError::io("open", &part))?;
         let mut this = Self { file, part, place, entry, digest, hash: None, written: 0 };
         this.take_up().map_err(SlotError::io("read", &this.part.clone()))?;
         Ok(this)
@@ -89,15 +84,14 @@ impl FileWriter {
     /// Hashes what is there; a part that is longer than the file can be is none.
     fn take_up(&mut self) -> io::Result<()> {
         let mut hash = Context::new(&SHA256);
-        let length = self.file.metadata()?.len();
+        let length = self.file.len()?;
         if length > self.entry.size {
             self.file.set_len(0)?;
         }
-        self.file.seek(SeekFrom::Start(0))?;
         let mut buffer = vec![0; 64 * 1024];
         self.written = 0;
         loop {
-            match self.file.read(&mut buffer)? {
+            match self.file.read_at(&mut buffer, self.written)? {
                 0 => break,
                 n => {
                     hash.update(&buffer[..n]);
@@ -136,7 +130,7 @@ impl FileWriter {
             self.drop_part();
             return Err(SlotError::Damaged { digest: self.digest, why });
         }
-        if let Err(e) = self.file.write_all(bytes) {
+        if let Err(e) = self.file.write_all_at(bytes, self.written) {
             // How much of it was written is not known: the next writer reads what is there.
             return Err(SlotError::io("write", &self.part)(e));
         }
@@ -171,13 +165,13 @@ impl FileWriter {
             return Err(SlotError::io("flush", &self.part)(e));
         }
         let folder = self.place.parent().unwrap_or(&self.place);
-        std::fs::create_dir_all(folder).map_err(SlotError::io("create directory", folder))?;
-        std::fs::rename(&self.part, &self.place).map_err(SlotError::io("rename", &self.part))?;
+        disk::create_dirs(folder).map_err(SlotError::io("create directory", folder))?;
+        disk::rename(&self.part, &self.place).map_err(SlotError::io("rename", &self.part))?;
         flush_dir(folder)
     }
 
     fn drop_part(&self) {
-        if let Err(e) = std::fs::remove_file(&self.part) {
+        if let Err(e) = disk::remove_file(&self.part) {
             tracing::debug!(path = %self.part.display(), error = %e, "a part could not be removed; it is overwritten");
         }
     }

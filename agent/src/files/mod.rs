@@ -3,10 +3,17 @@
 //! Write beside, fsync, rename, fsync the directory. An fsync that failed is an error of the whole write: the page
 //! cache may have forgotten the data, so the caller writes again from memory and never only syncs again.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+pub mod disk;
+#[cfg(test)]
+pub mod simulator;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use disk::DiskFile;
+use rustix::fs::OFlags;
 
 /// A file operation that failed: what was tried on which path.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +33,11 @@ impl FileError {
     pub fn new(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self { what, path: path.display().to_string(), source }
     }
+
+    /// As [`FileError::new`], for `map_err`.
+    pub fn on(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::new(what, path, source)
+    }
 }
 
 /// Mode of a file that only the agent may read: keys.
@@ -38,14 +50,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
     let temp = path.with_extension("tmp");
     let write = || -> io::Result<()> {
         // A left-over of a crash may carry other permissions: it is removed, not reused.
-        match std::fs::remove_file(&temp) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp)?;
-        file.write_all(bytes)?;
+        disk::remove_file(&temp)?;
+        let file = DiskFile::open(&temp, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, mode)?;
+        file.write_all_at(bytes, 0)?;
         file.sync_all()?;
-        std::fs::rename(&temp, path)?;
+        disk::rename(&temp, path)?;
         sync_parent(path)
     };
     write().map_err(|e| FileError::new("write", path, e))
@@ -54,14 +63,12 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
 /// Makes a rename or removal of `path` durable.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    File::open(parent)?.sync_all()
+    disk::sync_dir(parent)
 }
 
 /// Creates a directory that only its owner may enter, with its parents. Leaves an existing one as it is.
 pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(path).map_err(|e| FileError::new("create directory", path, e))
+    disk::create_dirs(path).map_err(FileError::on("create directory", path))
 }
 
 /// Reads a file of at most `max` bytes. A longer one is an error, not a truncation.
