@@ -9,6 +9,7 @@ mod api;
 mod binaries;
 mod feeder;
 mod fleet;
+pub mod network;
 mod process;
 mod replay;
 mod site;
