@@ -24,9 +24,12 @@ const LEVEL: i32 = 9;
 /// Widths tried for a file of the same size whose structure is unknown (weights beside their ONNX file, say).
 const GUESSES: &[u8] = &[4, 2, 1];
 
+/// For what has no elements: differences of single bytes are zero wherever nothing changed.
+const BYTES: &[u8] = &[1];
+
 /// What came of a build.
 #[derive(Debug)]
-pub(super) enum Built {
+pub enum Built {
     /// A file with a delta.
     Delta {
         /// Its digest.
@@ -44,12 +47,12 @@ struct Stretch {
     length: u64,
     /// Where it lies in the old file, when that is known or likely.
     old: Option<u64>,
-    /// Of its elements; several are tried, none means that only equal bytes are looked for.
+    /// Of its elements; several are tried.
     widths: Vec<u8>,
 }
 
 /// Builds the delta between two files into `out`, with `body` as a scratch file.
-pub(super) fn build(header: Header, old: &File, new: &File, body: &Path, out: &Path) -> io::Result<Built> {
+pub fn build(header: Header, old: &File, new: &File, body: &Path, out: &Path) -> io::Result<Built> {
     let worth = (header.new_size as f64 * WORTH) as u64;
     let mut made = Making {
         old,
@@ -98,7 +101,7 @@ fn stretches(
 ) -> Vec<Stretch> {
     if new.is_empty() {
         let same = header.old_size == header.new_size;
-        let widths = if same { GUESSES.to_vec() } else { Vec::new() };
+        let widths = if same { GUESSES.to_vec() } else { BYTES.to_vec() };
         return vec![Stretch { start: 0, length: header.new_size, old: Some(0), widths }];
     }
     let mut pairs: Vec<(&Tensor, &Tensor)> = new
@@ -113,12 +116,12 @@ fn stretches(
             continue; // lists that contradict each other: the first one counts
         }
         // What stands between two tensors (names, shapes, the graph) is usually what stood there before.
-        list.push(Stretch { start: at, length: new.start - at, old: Some(old_at), widths: Vec::new() });
+        list.push(Stretch { start: at, length: new.start - at, old: Some(old_at), widths: BYTES.to_vec() });
         let widths = vec![new.width];
         list.push(Stretch { start: new.start, length: new.length, old: Some(old.start), widths });
         (at, old_at) = (new.start + new.length, old.start + old.length);
     }
-    list.push(Stretch { start: at, length: header.new_size - at, old: Some(old_at), widths: Vec::new() });
+    list.push(Stretch { start: at, length: header.new_size - at, old: Some(old_at), widths: BYTES.to_vec() });
     list
 }
 

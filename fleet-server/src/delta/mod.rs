@@ -20,12 +20,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::delta::Header;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
-use self::build::{Built, build};
+pub use self::build::{Built, build};
 use crate::blobs::Blobs;
 use crate::secret;
 
@@ -33,6 +35,9 @@ use crate::secret;
 const QUEUE: usize = 64;
 /// Files below this are not worth a second request: the round trip and its headers take about a kilobyte.
 const MIN_BYTES: u64 = 4 * 1024;
+/// How long a question is kept open: about 10 MB of weights are compared in this time, and a thousand devices that ask
+/// at once hold a thousand connections no longer than a slow download of a small file does.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Niceness of the builder, the lowest priority there is: deltas must not slow down ingest.
 const NICE: i32 = 19;
 
@@ -71,6 +76,8 @@ pub struct Deltas {
     blobs: Blobs,
     queue: mpsc::SyncSender<Pair>,
     building: Arc<Mutex<BTreeSet<Pair>>>,
+    /// Rises with the end of every build.
+    ended: watch::Sender<u64>,
 }
 
 impl Deltas {
@@ -81,6 +88,8 @@ impl Deltas {
         let (queue, pairs) = mpsc::sync_channel(QUEUE);
         let building = Arc::<Mutex<BTreeSet<Pair>>>::default();
         let (builder, done) = (Builder { index: index.clone(), blobs: blobs.clone() }, Arc::clone(&building));
+        let ended = watch::Sender::new(0);
+        let end = ended.clone();
         std::thread::Builder::new().name("deltas".into()).spawn(move || {
             if let Err(error) = rustix::process::nice(NICE) {
                 tracing::warn!(%error, "deltas are built at normal priority");
@@ -88,9 +97,25 @@ impl Deltas {
             for pair in pairs {
                 builder.work(pair);
                 lock(&done).remove(&pair);
+                end.send_modify(|n| *n += 1);
             }
         })?;
-        Ok(Self { index, blobs, queue, building })
+        Ok(Self { index, blobs, queue, building, ended })
+    }
+
+    /// As [`Self::ask`], and waits a little for a build: that of a small file ends before a device would have asked
+    /// again.
+    pub async fn ask_patiently(&self, old: Digest, new: Digest) -> Answer {
+        let mut ended = self.ended.subscribe();
+        let known = async {
+            loop {
+                match self.ask(old, new).await {
+                    Answer::Building if ended.changed().await.is_ok() => {}
+                    answer => return answer,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, known).await.unwrap_or(Answer::Building)
     }
 
     /// What there is to make `new` from `old`. The first question of a pair starts its build.

@@ -29,7 +29,7 @@ pub(super) async fn delta(
     authorise(&app, &peer)?;
     let (old, new) = (id(&old)?, id(&new)?);
     let none = |why: &str| Err(Failure::not_found(format!("no delta makes {new} from {old}: {why}")));
-    match app.deltas.ask(old, new).await {
+    match app.deltas.ask_patiently(old, new).await {
         delta::Answer::Known(Known::Delta { digest, .. }) => {
             one(&app.metrics.delta_requests);
             send(&app, digest, &headers).await

@@ -4,6 +4,7 @@
 //! The functions are called from two sides: by a coverage-guided fuzzer (`tests/fuzz/run`, libFuzzer), for as long as
 //! one likes, and by a test of the ordinary run, with the inputs that the fuzzer found worth keeping (`corpus/NAME/`).
 
+mod delta;
 mod messages;
 mod metadata;
 
@@ -16,7 +17,7 @@ use plimsoll_protocol::{DeviceId, DeviceIdentity, TenantId};
 use plimsoll_server::ca::CheckedRequest;
 
 /// What is fuzzed: name of the target and of its corpus, and what is done with the bytes.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, fn(&[u8])); 9] = [
     ("manifest", manifest),
     ("baseline", baseline),
     ("metadata", metadata::unsigned),
@@ -25,6 +26,7 @@ pub const TARGETS: [(&str, fn(&[u8])); 8] = [
     ("certificate_request", certificate_request),
     ("reports", messages::reports),
     ("selector", selector),
+    ("delta", delta::delta),
 ];
 
 /// Gives `data` to the target of this name. Panics where the target does, and when there is none.
