@@ -2,7 +2,6 @@
 
 use serde::Deserialize;
 
-use super::*;
 use crate::trust::key::Key;
 use crate::trust::scheme::PublicKey;
 
@@ -94,6 +93,7 @@ fn of_the_edge_cases_of_ed25519_one_is_accepted() {
 
 #[cfg(feature = "ecdsa-rsa")]
 mod other_schemes {
+    use super::super::*;
     use super::*;
     use crate::trust::Schemes;
 
