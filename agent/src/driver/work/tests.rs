@@ -86,7 +86,7 @@ async fn every_lie_about_a_bundle_is_refused_by_name() {
     world.refused("9.0.0", good, "trust.not_listed", "not signed by any role").await;
     // A file is not what the manifest lists.
     world.server.fault(Fault::Flipped);
-    world.refused("1.0.0", good, "trust.refused", "SHA-256").await;
+    world.refused("1.0.0", good, "trust.refused", "its digest is").await;
     world.server.fault(Fault::None);
     let blob = format!("/blobs/sha256/{}", Digest::of(&model_file("1.0.0")));
     world.server.put(&blob, &vec![4; 400_000]);

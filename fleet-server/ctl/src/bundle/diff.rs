@@ -79,7 +79,9 @@ fn fields(a: &Manifest, b: &Manifest) -> Result<Vec<FieldChange>> {
     let leaves = |m: &Manifest| -> Result<BTreeMap<String, String>> {
         let mut value = serde_json::to_value(m)?;
         if let Some(fields) = value.as_object_mut() {
-            ["files", "created", "format"].map(|name| fields.remove(name));
+            for name in ["files", "created", "format"] {
+                fields.remove(name);
+            }
         }
         let mut leaves = BTreeMap::new();
         flatten("", &value, &mut leaves);
@@ -136,6 +138,7 @@ impl FieldChange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plimsoll_protocol::bundle::SafePath;
     use plimsoll_runtime::testing;
 
     #[test]
@@ -152,7 +155,7 @@ mod tests {
     #[test]
     fn files_are_compared_by_contents() {
         let entry = |path: &str, size, contents: &[u8]| FileEntry {
-            path: path.parse().unwrap(),
+            path: SafePath::new(path).unwrap(),
             size,
             sha256: plimsoll_protocol::Digest::of(contents),
         };

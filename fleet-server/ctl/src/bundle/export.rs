@@ -145,7 +145,8 @@ async fn write(
         bar.set_message(entry.path.as_str().to_owned());
         archive.blob(&entry.sha256, entry.size)?;
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
-        let pieces = api.download(&format!("blobs/sha256/{}", entry.sha256), |piece| {
+        let blob = format!("blobs/sha256/{}", entry.sha256);
+        let pieces = api.download(&blob, |piece| {
             hash.update(piece);
             bar.inc(piece.len() as u64);
             Ok(archive.write(piece)?)
