@@ -31,8 +31,9 @@ const AUTHORITIES_EVERY_MS: u64 = 6 * 3600 * 1000;
 const BASE_MS: u64 = 1_000;
 /// Last ceiling: a certificate of 90 days has 22 left when it becomes due, which are 500 tries of an hour.
 const CAP_MS: u64 = 3600 * 1000;
-/// A certificate that was refused right after it was renewed is not renewed again sooner: the cause is another one.
-const AFTER_SUCCESS_MS: u64 = 30_000;
+/// Authorities that were just learned are not asked for again sooner: a server that is refused all the same has
+/// another cause.
+const AFTER_LEARNING_MS: u64 = 30_000;
 
 /// What the keeper did.
 #[derive(Debug)]
@@ -80,8 +81,8 @@ impl Task {
         self.not_before_ms = mono_ms + retry::uniform_ms(ceiling, random_u64()).max(asked);
     }
 
-    fn done(&mut self, mono_ms: u64) {
-        *self = Self { wanted: false, failures: 0, not_before_ms: mono_ms + AFTER_SUCCESS_MS };
+    fn done(&mut self, mono_ms: u64, pause_ms: u64) {
+        *self = Self { wanted: false, failures: 0, not_before_ms: mono_ms + pause_ms };
     }
 }
 
@@ -164,9 +165,10 @@ impl Keeper {
         });
         match stored {
             Ok(next) => {
-                task.done(now_ms);
-                let words = Validity::of(&next.certificate_pem).map(|v| v.words(self.clock.now_s()));
-                let text = format!("the certificate was renewed: {}", words.unwrap_or_default());
+                let validity = Validity::of(&next.certificate_pem).ok();
+                task.done(now_ms, validity.map_or(CAP_MS, after_renewal_ms));
+                let words = validity.map(|v| v.words(self.clock.now_s())).unwrap_or_default();
+                let text = format!("the certificate was renewed: {words}");
                 self.change(next, text)
             }
             Err(error) => {
@@ -205,11 +207,11 @@ impl Keeper {
                     told.extend(failed(task, crate::causes(&error)));
                     return told;
                 }
-                task.done(now_ms);
+                task.done(now_ms, AFTER_LEARNING_MS);
                 *server_known = true;
                 told.extend(self.change(next, "the owner signed for other authorities of the fleet".into()));
             }
-            None if *server_known => task.done(now_ms),
+            None if *server_known => task.done(now_ms, AFTER_LEARNING_MS),
             None => {
                 let text = "the server's certificate is of an authority that the fleet's owner did not sign for \
                             (`plimsoll trust publish-ca`)";
@@ -239,6 +241,13 @@ impl Keeper {
     }
 }
 
+/// How soon a renewed certificate may be renewed again: a hundredth of its life, an hour of 90 days. It bounds what a
+/// device does whose clock is years ahead, and to which every certificate looks old.
+fn after_renewal_ms(validity: Validity) -> u64 {
+    let life_s = u64::try_from(validity.until_s.saturating_sub(validity.from_s)).unwrap_or(0);
+    life_s.saturating_mul(10).clamp(1_000, CAP_MS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,8 +266,14 @@ mod tests {
         assert!(longest > CAP_MS / 2, "{longest}");
         task.failed(0, Some(Duration::from_secs(90)));
         assert!(!task.is_due(89_999), "what the server asked for is kept to");
-        task.done(1_000);
+        task.done(1_000, 500);
         task.wanted = true;
-        assert!(!task.is_due(1_000 + AFTER_SUCCESS_MS - 1) && task.is_due(1_000 + AFTER_SUCCESS_MS));
+        assert!(!task.is_due(1_499) && task.is_due(1_500));
+    }
+
+    #[test]
+    fn a_short_life_leaves_time_for_its_next_renewal_and_a_long_one_is_not_renewed_all_day() {
+        let pause = |life_s| after_renewal_ms(Validity { from_s: 0, until_s: life_s });
+        assert_eq!([pause(10), pause(3_600), pause(90 * 86_400), pause(-5)], [1_000, 36_000, CAP_MS, 1_000]);
     }
 }
