@@ -15,6 +15,9 @@ use crate::UnixSeconds;
 /// Longest freshness of an export.
 pub const MAX_EXPORT_LIFETIME_S: i64 = ROLE_LIFETIME_S;
 
+/// Documents by the names that they are fetched by.
+type Named = Vec<(String, Vec<u8>)>;
+
 impl Repository {
     /// Signs snapshot and timestamp for `lifetime_s` seconds, by the names that they are fetched by; and the change
     /// that takes the repository past them, which is to be published before they are given away.
@@ -23,7 +26,7 @@ impl Repository {
         online: &Online,
         now: UnixSeconds,
         lifetime_s: i64,
-    ) -> Result<(Vec<(String, Vec<u8>)>, Change), TrustError> {
+    ) -> Result<(Named, Change), TrustError> {
         if !(1..=MAX_EXPORT_LIFETIME_S).contains(&lifetime_s) {
             let most = MAX_EXPORT_LIFETIME_S / super::DAY_S;
             return Err(TrustError::Upload(format!(
@@ -50,7 +53,7 @@ mod tests {
     fn an_export_lasts_and_the_repository_goes_on_past_it() {
         let before = published();
         let (exported, change) = before.export(&online(), NOW, 30 * DAY_S).unwrap();
-        let version = |documents: &[(String, Vec<u8>)], name: &str| {
+        let version = |documents: &Named, name: &str| {
             let (_, bytes) = documents.iter().find(|(n, _)| n.ends_with(name)).unwrap();
             let value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
             (
