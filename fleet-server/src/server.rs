@@ -38,8 +38,7 @@ use crate::{clock, reconciler, secret};
 const HOUSEKEEPING: Duration = Duration::from_secs(6 * 3600);
 /// Housekeepings between two exports of the store: one a day.
 const EXPORT_EVERY: u32 = 4;
-/// Between two looks for connections that outlived their certificate: a pass over 10,000 devices in memory takes
-/// under a millisecond.
+/// Between two looks for connections that outlived their certificate: one comparison a device, against lives of days.
 const LOOK_FOR_EXPIRED: Duration = Duration::from_secs(10);
 /// Time for MQTT clients to take their goodbye.
 const GOODBYE: Duration = Duration::from_secs(3);
