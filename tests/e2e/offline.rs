@@ -68,6 +68,13 @@ async fn a_file_is_no_way_around_a_removal_an_end_or_another_owner() {
             .await?;
         ensure!(code == REFUSED && words.contains("90 days"), "{code}: {words}");
 
+        // A signature that lasts is not for everybody who may publish.
+        let token = site.fleet.plimsoll(&["token", "new", "--name", "ci", "--role", "publisher"]).await?;
+        let token = token["token"].as_str().context("no token")?;
+        let args = ["bundle", "export", &version, "--token", token, "-o", "other.tar"];
+        let (code, _, words) = site.fleet.plimsoll_raw(&args).await?;
+        ensure!(code == 1 && words.contains("admin"), "{code}: {words}");
+
         // The network is newer than every file that was made before.
         let agent = &site.fleet.agents[0];
         agent.process.kill_hard()?;
