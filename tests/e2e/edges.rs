@@ -6,10 +6,11 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every edge that ARCHITECTURE.md draws: crate, and the crates of ours that it may use.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("plimsoll-protocol", &[]),
     ("plimsoll-agent-core", &["plimsoll-protocol"]),
     ("plimsoll-runtime", &["plimsoll-protocol"]),
+    ("plimsoll-runtime-ml", &[]),
     ("plimsoll-agent", &["plimsoll-protocol", "plimsoll-agent-core", "plimsoll-runtime"]),
     ("plimsoll-fleet-core", &["plimsoll-protocol"]),
     ("plimsoll-server", &["plimsoll-protocol", "plimsoll-fleet-core"]),

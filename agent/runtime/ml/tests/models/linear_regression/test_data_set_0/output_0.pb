@@ -1,0 +1,1 @@
+J`ÖéIC…ãC°d\CM *Chw„C‡µC`‡uB/eVC#èBüC”'C.³³B®JCnþCŽC8ÝC\U³Blk‹BÅ¿(CÒE>CB7£BÃá_CÍ9CÄPC

@@ -1,0 +1,1 @@
+2x2hole2_Unused

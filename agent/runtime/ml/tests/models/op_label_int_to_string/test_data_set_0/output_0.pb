@@ -1,0 +1,1 @@
+2other2two2other2other2one2other2other2other2other2other2one2other2two2other2other2one2one2other

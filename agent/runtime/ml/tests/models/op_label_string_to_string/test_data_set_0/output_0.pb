@@ -1,0 +1,1 @@
+2first2_Unused2_Unused2first2_Unused2_Unused

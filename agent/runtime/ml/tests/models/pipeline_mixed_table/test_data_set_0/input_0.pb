@@ -1,0 +1,1 @@
+2lathe2press2press2mill2lathe2lathe2press2press2lathe2mill2press2mill2mill2press2mill2mill2lathe2mill2mill2mill2mill2mill2lathe2lathe

@@ -1,0 +1,1 @@
+J`˜'Bj4YBmÄvBMè‡B'>Bv’mBcŒBµoBk~B0wBrëMBÉÉŠB²¦‡BÇ¢|BO®B{Ý’BmaxBÕ¨tBlÔxBÛgBÛnB&ý„BÞ¡iB*e†B

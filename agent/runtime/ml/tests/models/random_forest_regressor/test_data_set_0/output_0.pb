@@ -1,0 +1,1 @@
+J`ϋ{=C2YCνMCΜ#CrCΈCΔΙΆBχ€GCÒpΑB‹τ2C*+*C°¨BΓ"5CΧCx³bC4ϊίBΛ»BpίB:/C+ iC]ΎBΞ6€C1VCσθPC

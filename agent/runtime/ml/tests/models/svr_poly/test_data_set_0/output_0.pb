@@ -1,0 +1,1 @@
+J`{z"C¬ôB«bñBÑûÕB%sªCKÌÖB³ÞCŠCí›C¥;CoDÈBà¦B¢ÉCÆÊCáCC¼ÈîB•ÕCÒûÏB—PÛB=IíB9õC×ÕLC¸åBoõ!C
