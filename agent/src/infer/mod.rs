@@ -4,6 +4,7 @@
 //! inputs. Rows are asked in batches; answers come in the order of the rows, each with the line it belongs to. A row
 //! that cannot be asked is told with its line, and ends the run or is skipped.
 
+mod csv;
 mod source;
 
 use std::io::{BufRead, Write};
@@ -11,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use plimsoll_runtime::{Data, Model, RuntimeError, Tensor, architecture};
+use plimsoll_runtime::{Model, RuntimeError, Tensor, architecture};
 
 use crate::serve::bundle::verify_files;
-use crate::serve::oip::{self, Elements};
+use crate::serve::oip::{self, Outputs};
 use crate::serve::rows::{Cell, Columns};
 use source::{Row, Source};
 
@@ -196,8 +197,7 @@ impl<W: Write> Run<'_, W> {
     }
 
     fn answer(&mut self, line: u64, outputs: &[Tensor]) -> anyhow::Result<()> {
-        let specs = &self.model.manifest().outputs;
-        let outputs = Outputs(specs.iter().map(|o| o.name.as_str()).zip(outputs).collect());
+        let outputs = Outputs { specs: &self.model.manifest().outputs, tensors: outputs };
         serde_json::to_writer(&mut self.output, &Answer { line, outputs })
             .map_err(std::io::Error::from)
             .and_then(|()| self.output.write_all(b"\n"))
@@ -237,17 +237,6 @@ fn split(outputs: &[Tensor], rows: usize) -> Option<Vec<Vec<Tensor>>> {
 struct Answer<'a> {
     line: u64,
     outputs: Outputs<'a>,
-}
-
-struct Outputs<'a>(Vec<(&'a str, &'a Tensor)>);
-
-impl serde::Serialize for Outputs<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, tensor)| {
-            let data: &Data = tensor.data();
-            (name, Elements(data))
-        }))
-    }
 }
 
 #[cfg(test)]

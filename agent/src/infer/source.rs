@@ -5,6 +5,7 @@ use std::io::BufRead;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use super::csv::Records;
 use crate::serve::rows::{Cell, Columns};
 
 /// Longest line that is read: the largest request body without a configuration.
@@ -36,7 +37,7 @@ pub type Numbered = (u64, Result<Row, String>);
 /// An open stream of rows.
 pub enum Source<R: BufRead> {
     /// With the place of each of the model's columns.
-    Csv { reader: Box<csv::Reader<R>>, places: Vec<usize>, header: Vec<String>, record: csv::StringRecord },
+    Csv { records: Records<R>, places: Vec<usize>, header: Vec<String> },
     /// With the names of the model's columns; empty for a model that takes no rows.
     Json { reader: R, names: Vec<String>, line: u64 },
 }
@@ -59,14 +60,13 @@ impl<R: BufRead> Source<R> {
         let Some(columns) = columns else {
             bail!("this model's inputs are no rows of columns; give JSON lines, each with `inputs`");
         };
-        let mut reader = Box::new(csv::ReaderBuilder::new().flexible(true).from_reader(input));
-        let header = reader.headers().context("line 1, the header of the CSV")?;
-        let name = |text: &str| text.trim_start_matches('\u{feff}').trim().to_owned();
-        let header: Vec<String> = header.iter().map(name).collect();
-        let places = columns
-            .find_in(&header)
-            .map_err(|why| anyhow::anyhow!("line 1, the header of the CSV: {why}"))?;
-        Ok(Self::Csv { reader, places, header, record: csv::StringRecord::new() })
+        let mut records = Records::new(input);
+        let header = records.next_record().context("cannot read the rows")?;
+        let (line, header) = header.context("there is no header: standard input is empty")?;
+        let at = |why: String| anyhow::anyhow!("line {line}, the header of the CSV: {why}");
+        let header: Vec<String> = header.map_err(at)?.iter().map(|name| name.trim().to_owned()).collect();
+        let places = columns.find_in(&header).map_err(at)?;
+        Ok(Self::Csv { records, places, header })
     }
 
     /// Columns that the model does not see.
@@ -83,38 +83,28 @@ impl<R: BufRead> Source<R> {
     /// The next row, or `None` at the end. An error is of the stream, not of a row.
     pub fn next_row(&mut self) -> anyhow::Result<Option<Numbered>> {
         match self {
-            Self::Csv { reader, places, header, record } => next_record(reader, places, header, record),
+            Self::Csv { records, places, header } => next_record(records, places, header),
             Self::Json { reader, names, line } => next_line(reader, names, line),
         }
     }
 }
 
 fn next_record<R: BufRead>(
-    reader: &mut csv::Reader<R>,
+    records: &mut Records<R>,
     places: &[usize],
     header: &[String],
-    record: &mut csv::StringRecord,
 ) -> anyhow::Result<Option<Numbered>> {
-    match reader.read_record(record) {
-        Ok(false) => return Ok(None),
-        Ok(true) => {}
-        Err(error) => {
-            let at = error.position().map_or(0, csv::Position::line);
-            return match error.into_kind() {
-                csv::ErrorKind::Utf8 { .. } => Ok(Some((at, Err("it is not UTF-8 text".into())))),
-                csv::ErrorKind::Io(error) => Err(error).context("cannot read the rows"),
-                _ => Ok(Some((at, Err("it is not a row of CSV".into())))),
-            };
+    let Some((line, record)) = records.next_record().context("cannot read the rows")? else {
+        return Ok(None);
+    };
+    let row = record.and_then(|record| {
+        if record.len() != header.len() {
+            return Err(format!("it has {} cells, the header has {}", record.len(), header.len()));
         }
-    }
-    let line = record.position().map_or(0, csv::Position::line);
-    if record.len() != header.len() {
-        let why = format!("it has {} cells, the header has {}", record.len(), header.len());
-        return Ok(Some((line, Err(why))));
-    }
-    let cells =
-        places.iter().map(|at| record.get(*at).filter(|text| !text.is_empty()).map(str::to_owned)).collect();
-    Ok(Some((line, Ok(Row::Cells(cells)))))
+        let cell = |at: &usize| record.get(*at).filter(|text| !text.is_empty()).cloned();
+        Ok(Row::Cells(places.iter().map(cell).collect()))
+    });
+    Ok(Some((line, row)))
 }
 
 fn next_line<R: BufRead>(

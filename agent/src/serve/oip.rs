@@ -7,7 +7,7 @@ mod request;
 mod response;
 
 pub use request::{Ask, AskError, Wanted, read};
-pub use response::{Elements, Prediction, encode};
+pub use response::{Outputs, Prediction, encode};
 
 /// Header that gives the length of the JSON when binary tensors follow it.
 pub const BINARY_HEADER: &str = "inference-header-content-length";

@@ -194,7 +194,7 @@ impl Shared {
         let inputs = inputs.inspect_err(|_| hosted.refused())?;
         let outputs = hosted.infer(inputs).await.map_err(|e| e.to_string())?;
         let id = self.endpoint.prediction_id(&hosted);
-        let answer = message::prediction(&hosted, &id, topic, &outputs);
+        let answer = message::prediction(&hosted, &id, topic, &outputs)?;
         client
             .try_publish(source.answer_topic(topic), QoS::AtLeastOnce, false, answer)
             .map_err(|_| "the broker takes no more answers".into())

@@ -5,10 +5,10 @@ use std::fmt;
 
 use plimsoll_runtime::Tensor;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::serve::hosted::Hosted;
-use crate::serve::oip::Elements;
+use crate::serve::oip::Outputs;
 use crate::serve::rows::{Cell, Columns};
 
 /// Where a value stands in a JSON document: `$.sensors[0].flow`, `$['air flow']`. One place, no wildcards.
@@ -117,26 +117,34 @@ pub fn cells(
 }
 
 /// What is published for a reading: who answered, what, and by which id it can be found again.
-pub fn prediction(hosted: &Hosted, prediction_id: &str, topic: &str, outputs: &[Tensor]) -> Vec<u8> {
+#[derive(Serialize)]
+struct Answer<'a> {
+    model: &'a str,
+    version: &'a str,
+    prediction_id: &'a str,
+    topic: &'a str,
+    outputs: Outputs<'a>,
+}
+
+/// The answer to a reading of `topic` as JSON.
+pub fn prediction(
+    hosted: &Hosted,
+    prediction_id: &str,
+    topic: &str,
+    tensors: &[Tensor],
+) -> Result<Vec<u8>, String> {
     let manifest = hosted.manifest();
-    let named = manifest.outputs.iter().zip(outputs);
-    let outputs: serde_json::Map<String, Value> = named
-        .map(|(spec, tensor)| {
-            let data = serde_json::to_value(Elements(tensor.data())).unwrap_or_default(); // numbers and texts: cannot fail
-            (spec.name.clone(), data)
-        })
-        .collect();
-    let message = json!({
-        "model": manifest.model, "version": manifest.version, "prediction_id": prediction_id, "topic": topic,
-        "outputs": outputs,
-    });
-    message.to_string().into_bytes()
+    let outputs = Outputs { specs: &manifest.outputs, tensors };
+    let model = manifest.model.as_str();
+    let answer = Answer { model, version: hosted.version(), prediction_id, topic, outputs };
+    serde_json::to_vec(&answer).map_err(|e| format!("the answer could not be written: {e}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use plimsoll_runtime::testing::classifier_manifest;
+    use serde_json::json;
 
     fn path(text: &str) -> JsonPath {
         JsonPath::try_from(text.to_owned()).unwrap()

@@ -53,7 +53,22 @@ struct Output<'a> {
 }
 
 /// Elements as a JSON array. NaN and infinities become `null`: JSON has nothing else for them.
-pub struct Elements<'a>(pub &'a Data);
+struct Elements<'a>(&'a Data);
+
+/// Outputs as one JSON object, each name with its elements.
+pub struct Outputs<'a> {
+    /// In the manifest's order.
+    pub specs: &'a [OutputSpec],
+    /// In the same order.
+    pub tensors: &'a [Tensor],
+}
+
+impl Serialize for Outputs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let named = self.specs.iter().zip(self.tensors);
+        serializer.collect_map(named.map(|(spec, tensor)| (&spec.name, Elements(tensor.data()))))
+    }
+}
 
 impl Serialize for Body<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -318,7 +318,9 @@ async fn large_bodies_go_the_way_beside_and_come_back_the_same() {
     let all = post(addr, INFER, &ask(20_000)).await.json()["outputs"][0].clone();
     assert_eq!(all["shape"], json!([20_000, 3]));
     let data = all["data"].as_array().unwrap();
-    assert!(data.chunks(3).all(|row| row == one.as_array().unwrap().as_slice()));
+    // Kernels for one row and for many may sum in another order.
+    let near = |(a, b): (&Value, &Value)| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-5;
+    assert!(data.chunks(3).all(|row| row.iter().zip(one.as_array().unwrap()).all(near)));
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&vec![b'['; 100_000]).unwrap();
     let bad = send(addr, "POST", INFER, &[("Content-Encoding", "gzip")], &gzip.finish().unwrap()).await;
