@@ -18,9 +18,12 @@ use super::onnx::{self, Tensor};
 
 /// A delta above this share of the file is dropped: applying it costs a device time and gains nothing.
 const WORTH: f64 = 0.9;
-/// Compression level. On retrained weights the planes are either nearly empty or noise: levels above 9 gain less
-/// than 1 % there and take several times as long.
+/// Compression level. On the planes of retrained FP32 weights level 19 gains 1 % over level 9 and takes ten times as
+/// long; on plain bytes it gains as little.
 const LEVEL: i32 = 9;
+/// Level for planes of one or two bytes: on retrained INT8 and BF16 weights it gains 6 to 24 % over level 9, at half a
+/// second of a core for a block. That is paid once, and saved with every device.
+const LEVEL_NARROW: i32 = 19;
 /// Widths tried for a file of the same size whose structure is unknown (weights beside their ONNX file, say).
 const GUESSES: &[u8] = &[4, 2, 1];
 
@@ -148,7 +151,8 @@ impl Making<'_> {
                 return Ok(());
             }
             for width in stretch.widths.iter().filter(|w| length.is_multiple_of(usize::from(**w))) {
-                let planes = zstd::bulk::compress(&diff(&new, &old, *width), LEVEL)?;
+                let level = if *width <= 2 { LEVEL_NARROW } else { LEVEL };
+                let planes = zstd::bulk::compress(&diff(&new, &old, *width), level)?;
                 if stored.is_empty() || planes.len() < stored.len() {
                     (op, stored) = (Op::Diff { old: place, width: *width }, planes);
                 }

@@ -35,8 +35,8 @@ use crate::secret;
 const QUEUE: usize = 64;
 /// Files below this are not worth a second request: the round trip and its headers take about a kilobyte.
 const MIN_BYTES: u64 = 4 * 1024;
-/// How long a question is kept open: about 10 MB of weights are compared in this time, and a thousand devices that ask
-/// at once hold a thousand connections no longer than a slow download of a small file does.
+/// How long a question is kept open: one to twenty megabytes of weights are compared in this time, and a thousand
+/// devices that ask at once hold a thousand connections no longer than a slow download of a small file does.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Niceness of the builder, the lowest priority there is: deltas must not slow down ingest.
 const NICE: i32 = 19;

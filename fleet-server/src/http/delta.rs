@@ -15,7 +15,8 @@ use crate::app::App;
 use crate::delta::{self, Known};
 use crate::metrics::one;
 
-/// Seconds after which a device may ask for a delta that is being built: 30 MB of weights take about that long.
+/// Seconds after which a device may ask again for a delta that is being built: with the second that a question is kept
+/// open, a device that waits ten seconds asks four times.
 const RETRY_AFTER_S: u64 = 2;
 
 /// 200 or 206 with the delta as any other blob; 202 while it is built; 404 when there is none. A device fetches the
