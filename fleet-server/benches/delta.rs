@@ -1,8 +1,9 @@
 //! Block deltas over synthetic models: bytes, time to build, and speed and memory of applying one.
 //!
-//! Eight tensors of half a million weights in an ONNX file. The weights are normal with a standard deviation that differs
-//! by tensor, and a retraining moves each by a normal step of 0.1 % (`tuned`) or 1 % (`retrained`) of it. `head` changes
-//! the last tensor's last third (4 % of all) and nothing else. INT8 weights are quantised with one scale a tensor.
+//! Eight tensors of half a million weights in an ONNX file. The weights are normal with a standard deviation that
+//! differs by tensor, and a retraining moves each by a normal step of 0.1 % (`tuned`) or 1 % (`retrained`) of it.
+//! `head` changes the last tensor's last third (4 % of all) and nothing else. INT8 weights are quantised with one
+//! scale a tensor.
 //!
 //! `cargo bench -p plimsoll-server --bench delta [-- FOLDER]` prints `name value unit`; with a folder the files stay
 //! there, for `tests/bench/delta`, which puts other tools beside it.

@@ -21,9 +21,9 @@ use super::ranged::{DeltaVerdict, judge_delta};
 /// Asked for first when a beginning of the file is there: the index of 3 GiB in blocks of 1 MiB, from which follows
 /// which byte is needed next.
 const HEAD: u64 = 64 * 1024;
-/// How long to wait for a delta that is being built. The server compares 1 MB of INT8 or 20 MB of FP32 weights a second, so
-/// deltas of most models of small devices are ready in time; of larger ones the first devices of a rollout fetch the
-/// whole file, and those of the next stage find the delta made.
+/// How long to wait for a delta that is being built. The server compares 1 MB of INT8 or 20 MB of FP32 weights a
+/// second, so deltas of most models of small devices are ready in time; of larger ones the first devices of a rollout
+/// fetch the whole file, and those of the next stage find the delta made.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests for one delta: head, jump, rest, and once more each when the server changed it meanwhile.
 const MAX_REQUESTS: u32 = 6;

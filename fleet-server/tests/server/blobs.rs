@@ -3,7 +3,7 @@
 use plimsoll_protocol::Digest;
 use reqwest::Method;
 
-use crate::rig::{Publisher, Rig, problem, put_blob};
+use crate::rig::{Publisher, Rig, problem, put_blob, until};
 
 #[tokio::test]
 async fn an_upload_with_another_digest_is_refused_and_nothing_is_kept() {
@@ -58,4 +58,48 @@ async fn a_device_resumes_with_ranges() {
     assert_eq!(known.status(), 304);
     let none = client.get(format!("{}/blobs/sha256/{}", rig.https, Digest::of(b"?"))).send().await.unwrap();
     assert!(problem(none, 404).await.detail.contains("no blob"));
+}
+
+#[tokio::test]
+async fn a_device_gets_a_delta_when_there_is_one_and_is_told_when_there_is_none() {
+    let rig = Rig::start().await;
+    Publisher::new().init(&rig).await;
+    let noise = |seed: u32| -> Vec<u8> {
+        (0..1_500_u32).flat_map(|n| *Digest::of(&(n + seed).to_le_bytes()).as_bytes()).collect()
+    };
+    let (old, other) = (noise(0), noise(9_000));
+    let mut new = old.clone();
+    new[20_000] ^= 1;
+    for bytes in [&old, &new, &other] {
+        assert_eq!(put_blob(&rig, bytes).await.status(), 201);
+    }
+    let device = rig.enrol(&rig.join_token(1, 5).await, "cam-1").await;
+    let client = rig.device_client(Some(&device));
+    let url = |new: &[u8]| format!("{}/deltas/sha256/{}/{}", rig.https, Digest::of(&old), Digest::of(new));
+    let known = async |new: &[u8]| {
+        until(&rig, "the delta to be built", async || {
+            let answer = client.get(url(new)).send().await.unwrap();
+            if answer.status() == 202 {
+                assert_eq!(answer.headers()["retry-after"], "2");
+                return None;
+            }
+            Some(answer)
+        })
+        .await
+    };
+    let delta = known(&new).await;
+    assert_eq!(delta.status(), 200);
+    let etag = delta.headers()["etag"].to_str().unwrap().to_owned();
+    let bytes = delta.bytes().await.unwrap();
+    assert!(bytes.len() < 1000, "one byte of 48,000 changed: {}", bytes.len());
+    let part =
+        client.get(url(&new)).header("Range", "bytes=96-").header("If-Range", etag).send().await.unwrap();
+    assert_eq!(part.status(), 206);
+    assert_eq!(part.bytes().await.unwrap(), bytes.slice(96..));
+
+    assert!(problem(known(&other).await, 404).await.detail.contains("0.9 of the file"));
+    let unknown = client.get(url(b"never uploaded")).send().await.unwrap();
+    assert!(problem(unknown, 404).await.detail.contains("does not have both files"));
+    let stranger = rig.device_client(None).get(url(&new)).send().await.unwrap();
+    assert_eq!(stranger.status(), 401);
 }

@@ -43,6 +43,35 @@ async fn a_report_sent_twice_is_acknowledged_twice_and_counted_once() {
 }
 
 #[tokio::test]
+async fn a_backfill_is_acknowledged_by_ranges_and_each_of_its_reports_is_counted_once() {
+    let (rig, mut cam) = rig_with_cam().await;
+    let batch = |seqs: &[u64]| {
+        let entry = |seq: &u64| {
+            let report: Value = serde_json::from_slice(&event(*seq, "of an outage")).unwrap();
+            json!({ "kind": "event", "report": report })
+        };
+        let mut out = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        let entries: Vec<Value> = seqs.iter().map(entry).collect();
+        std::io::Write::write_all(&mut out, Value::from(entries).to_string().as_bytes()).unwrap();
+        out.finish().unwrap()
+    };
+    cam.publish(Up::Event, event(3, "came alone before the outage")).await;
+    cam.publish(Up::Batch, batch(&[1, 2, 3, 4, 9])).await;
+    cam.until("the batch acknowledged", |m| {
+        let mut ranges = m.acks.iter().flat_map(|a| &a.ranges);
+        (ranges.clone().any(|r| *r == (1, 1, 4)) && ranges.any(|r| *r == (1, 9, 9))).then_some(())
+    })
+    .await;
+    // Its acknowledgement was lost, say.
+    cam.publish(Up::Batch, batch(&[4, 9, 10])).await;
+    cam.until("the new one acknowledged", |m| {
+        m.acks.iter().any(|a| a.ranges.contains(&(1, 9, 10))).then_some(())
+    })
+    .await;
+    assert_eq!(events(&rig, "lens.dirty").await.len(), 6, "1, 2, 3, 4, 9 and 10");
+}
+
+#[tokio::test]
 async fn a_message_that_cannot_be_read_is_set_aside_and_does_not_block_what_follows() {
     let (rig, mut cam) = rig_with_cam().await;
     cam.publish(Up::Event, "{not json").await;

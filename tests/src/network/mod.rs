@@ -1,8 +1,8 @@
 //! Bad networks and bad servers, between a real agent and a real server.
 //!
-//! A [`Wire`] sits below TLS: it cuts, holds, throttles and corrupts what passes, and understands none of it. A [`Liar`]
-//! has the fleet's authority, as a stolen server would: it answers as the real server does, except for the one thing
-//! that it is told to lie about.
+//! A [`Wire`] sits below TLS: it cuts, holds, throttles and corrupts what passes, and understands none of it. A
+//! [`Liar`] has the fleet's authority, as a stolen server would: it answers as the real server does, except for the
+//! one thing that it is told to lie about.
 
 mod liar;
 mod wire;
