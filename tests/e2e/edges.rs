@@ -9,7 +9,7 @@ use serde_json::Value;
 const EDGES: [(&str, &[&str]); 11] = [
     ("plimsoll-protocol", &[]),
     ("plimsoll-agent-core", &["plimsoll-protocol"]),
-    ("plimsoll-runtime", &["plimsoll-protocol"]),
+    ("plimsoll-runtime", &["plimsoll-protocol", "plimsoll-runtime-ml"]),
     ("plimsoll-runtime-ml", &[]),
     ("plimsoll-agent", &["plimsoll-protocol", "plimsoll-agent-core", "plimsoll-runtime"]),
     ("plimsoll-fleet-core", &["plimsoll-protocol"]),

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use plimsoll_protocol::bundle::{MAX_ELEMENTS, MAX_FILE_BYTES, MAX_RANK, MAX_TENSORS, SafePath};
+use plimsoll_protocol::bundle::{DataType, MAX_ELEMENTS, MAX_FILE_BYTES, MAX_RANK, MAX_TENSORS, SafePath};
 use prost::Message;
 use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
@@ -45,6 +45,8 @@ pub(crate) struct Document {
     pub(crate) opsets: BTreeMap<String, i64>,
     pub(crate) operators: BTreeMap<String, u64>,
     pub(crate) external: BTreeSet<SafePath>,
+    /// Class names of outputs that are made by `ZipMap`.
+    pub(crate) labels: BTreeMap<String, Vec<String>>,
     pub(crate) input_names: Vec<String>,
     pub(crate) output_names: Vec<String>,
 }
@@ -88,8 +90,9 @@ impl Document {
         inputs.iter().try_for_each(|input| check_input(input))?;
         let input_names = names("input", inputs.into_iter())?;
         let output_names = names("output", graph.output.iter())?;
+        let labels = zip_map_labels(graph);
         let opsets = proto.opset_import.iter().map(|o| (domain(&o.domain).to_owned(), o.version)).collect();
-        Ok(Self { folder, opsets, operators, external, input_names, output_names, proto })
+        Ok(Self { folder, opsets, operators, external, labels, input_names, output_names, proto })
     }
 }
 
@@ -97,6 +100,11 @@ impl Document {
     /// Outputs with datatype and shape as the file declares them; `None` unless it declares all.
     pub(crate) fn declared_outputs(&self) -> Option<Vec<TensorInfo>> {
         let info = |value: &ValueInfoProto| {
+            // A sequence of maps in the file, a matrix of probabilities here.
+            if let Some(labels) = self.labels.get(&value.name) {
+                let shape = vec![-1, labels.len() as i64];
+                return Some(TensorInfo { name: value.name.clone(), datatype: DataType::Fp32, shape });
+            }
             let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref()?.value.as_ref() else {
                 return None;
             };
@@ -190,17 +198,15 @@ impl Screen<'_> {
 
     fn operator(&mut self, node: &NodeProto) -> Result<(), RuntimeError> {
         let domain = domain(&node.domain);
-        let known_domain = matches!(domain, "" | "ai.onnx.ml");
-        if !known_domain || !crate::engine::knows_operator(&node.op_type) {
-            let full =
-                if domain.is_empty() { node.op_type.clone() } else { format!("{domain}.{}", node.op_type) };
-            return Err(RuntimeError::Unsupported(format!(
-                "operator {full} of node {:?} is not supported; export without it, or ship an external engine",
-                node_name(node)
-            )));
-        }
         let full =
             if domain.is_empty() { node.op_type.clone() } else { format!("{domain}.{}", node.op_type) };
+        if !crate::engine::knows_operator(domain, &node.op_type) {
+            return Err(RuntimeError::Unsupported(format!(
+                "operator {full} of node {:?} is not supported; {}",
+                node_name(node),
+                remedy(domain, &node.op_type)
+            )));
+        }
         *self.operators.entry(full).or_default() += 1;
         Ok(())
     }
@@ -264,6 +270,47 @@ impl Screen<'_> {
             }
         }
     }
+}
+
+/// What the owner of a model can do about an operator that is missing here.
+fn remedy(domain: &str, operator: &str) -> &'static str {
+    match (domain, operator) {
+        ("", name) if name.contains("Sequence") || name.starts_with("Optional") => {
+            "sequences are not served: export the step that makes tensors only"
+        }
+        ("", name) if name.starts_with("String") || matches!(name, "TfIdfVectorizer" | "RegexFullMatch") => {
+            "texts are not processed on the device: tokenise before the model, and export what follows"
+        }
+        ("", _) => {
+            "export with an older opset (17 suits), or run onnxsim over it; or ship an external engine"
+        }
+        ("ai.onnx.ml", "DictVectorizer") => {
+            "inputs are tensors, not maps: fit and export with columns, by ColumnTransformer or OneHotEncoder"
+        }
+        ("com.microsoft" | "com.microsoft.nchwc", _) => {
+            "it is onnxruntime's own: export without its optimiser's fusions, with the operators of ai.onnx"
+        }
+        ("ai.onnx.training" | "ai.onnx.preview.training", _) => {
+            "export the model for inference, not for training"
+        }
+        _ => "export without it, or ship an external engine",
+    }
+}
+
+/// Class names that `ZipMap` gives to the columns of outputs of the model.
+fn zip_map_labels(graph: &GraphProto) -> BTreeMap<String, Vec<String>> {
+    let outputs: BTreeSet<&str> = graph.output.iter().map(|o| o.name.as_str()).collect();
+    let labels = |node: &NodeProto| -> Option<(String, Vec<String>)> {
+        let output = node.output.first().filter(|name| outputs.contains(name.as_str()))?;
+        let named = |name: &str| node.attribute.iter().find(|a| a.name == name);
+        let texts = named("classlabels_strings").map(|a| &a.strings).filter(|texts| !texts.is_empty());
+        let labels: Vec<String> = match texts {
+            Some(texts) => texts.iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect(),
+            None => named("classlabels_int64s")?.ints.iter().map(i64::to_string).collect(),
+        };
+        Some((output.clone(), labels))
+    };
+    graph.node.iter().filter(|node| node.op_type == "ZipMap").filter_map(labels).collect()
 }
 
 /// Operators that make a tensor of whatever shape a constant says.

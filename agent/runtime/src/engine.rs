@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use plimsoll_protocol::bundle::{DataType, MAX_ELEMENTS, SafePath};
+use plimsoll_runtime_ml as ml;
 use serde::{Deserialize, Serialize};
 use tract_onnx::Onnx;
 use tract_onnx::prelude::*;
@@ -56,6 +57,9 @@ pub struct Description {
     pub operators: BTreeMap<String, u64>,
     /// Files beside it that carry its weights.
     pub external_data: BTreeSet<SafePath>,
+    /// Class names that the file gives to the columns of an output (`ZipMap`), by output.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, Vec<String>>,
     /// Which tool exported it.
     pub producer: String,
 }
@@ -97,11 +101,21 @@ pub fn describe_bytes(bytes: &[u8]) -> Result<Description, RuntimeError> {
     caught("load the model", || TractEngine::open(document)).map(|engine| engine.description)
 }
 
-static ONNX: LazyLock<Onnx> = LazyLock::new(tract_onnx::onnx);
+/// tract with the operators of scikit-learn exports: the one registration, for packing, self-test and service.
+static ONNX: LazyLock<Onnx> = LazyLock::new(|| {
+    let mut onnx = tract_onnx::onnx();
+    ml::register(&mut onnx.op_register);
+    onnx
+});
 
-/// Whether the engine has an operator of this name.
-pub(crate) fn knows_operator(name: &str) -> bool {
-    ONNX.op_register.0.contains_key(name)
+/// Whether the engine has this operator of this domain (`""` is `ai.onnx`). tract itself looks at the name alone, so
+/// a stranger's `Conv` of another domain would run as ONNX's.
+pub(crate) fn knows_operator(domain: &str, name: &str) -> bool {
+    let elsewhere = || ml::has(ml::DOMAIN, name) || ml::has(ml::CONTRIB_DOMAIN, name);
+    match domain {
+        "" => ONNX.op_register.0.contains_key(name) && !elsewhere(),
+        other => ml::has(other, name),
+    }
 }
 
 type Plan = Arc<TypedRunnableModel>;
@@ -133,6 +147,7 @@ impl TractEngine {
             opsets: document.opsets,
             operators: document.operators,
             external_data: document.external,
+            labels: document.labels,
             producer: format!("{} {}", document.proto.producer_name, document.proto.producer_version)
                 .trim()
                 .into(),
@@ -167,6 +182,14 @@ impl TractEngine {
         };
         let zeros: Option<Vec<Tensor>> = self.description.inputs.iter().map(zero).collect();
         zeros.is_some_and(|zeros| caught("run the model once", || self.run(zeros)).is_ok())
+    }
+
+    /// Data that the model cannot take (a category it never saw) are the caller's fault, all else is not. Which of
+    /// several inputs they came from is not known behind the first operator.
+    fn run_error(&self, error: &TractError) -> RuntimeError {
+        let Some(data) = data_error(error) else { return RuntimeError::Run(words(error)) };
+        let names: Vec<&str> = self.description.inputs.iter().map(|i| i.name.as_str()).collect();
+        RuntimeError::Input(TensorError::new(&names.join(", "), data.to_string()))
     }
 
     fn plan_for(&self, inputs: &[Tensor]) -> Result<Plan, RuntimeError> {
@@ -205,7 +228,7 @@ impl Engine for TractEngine {
             .zip(infos)
             .map(|(t, info)| to_tract(t).map_err(|why| TensorError::new(&info.name, why).into()))
             .collect::<Result<TVec<TValue>, RuntimeError>>()?;
-        let outputs = plan.run(inputs).map_err(|e| RuntimeError::Run(words(&e)))?;
+        let outputs = plan.run(inputs).map_err(|e| self.run_error(&e))?;
         let infos = self.description.outputs.iter();
         let named = |(t, info): (TValue, &TensorInfo)| {
             from_tract(t).map_err(|why| RuntimeError::Run(format!("output {:?}: {why}", info.name)))
@@ -303,13 +326,26 @@ fn plan_symbolic(
             let zero = |fact: &&TypedFact| {
                 let size = |d: &TDim| d.to_i64().map_or(1, |d| d.unsigned_abs() as usize);
                 let shape: TVec<usize> = fact.shape.iter().map(size).collect();
+                if fact.datum_type == DatumType::String {
+                    let texts = tract_ndarray::ArrayD::from_elem(&*shape, String::new());
+                    return Ok(tract_onnx::prelude::Tensor::from(texts).into_tvalue());
+                }
                 Ok(tract_onnx::prelude::Tensor::zero_dt(fact.datum_type, &shape)?.into_tvalue())
             };
             let zeros = inputs.iter().map(zero).collect::<TractResult<TVec<TValue>>>();
-            zeros.and_then(|zeros| plan.run(zeros)).map_err(unsupported)
+            match zeros.and_then(|zeros| plan.run(zeros)) {
+                // It runs; zeros are no data that it knows.
+                Err(error) if data_error(&error).is_some() => Ok(()),
+                other => other.map(drop).map_err(unsupported),
+            }
         })?;
     }
     Ok((plan, infos))
+}
+
+/// What was wrong with the data, if that is why a run failed.
+fn data_error(error: &TractError) -> Option<&ml::DataError> {
+    error.chain().find_map(|cause| cause.downcast_ref())
 }
 
 fn unsupported(error: TractError) -> RuntimeError {

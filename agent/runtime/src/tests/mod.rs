@@ -4,6 +4,7 @@ mod bundle;
 mod face;
 mod hostile;
 mod models;
+mod tabular;
 
 use crate::{Data, Tensor};
 
