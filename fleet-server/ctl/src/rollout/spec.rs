@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use plimsoll_protocol::ModelName;
 use plimsoll_protocol::api::{GateSpec, OnBreach, RolloutSpec, StageSpec};
+use plimsoll_protocol::hours::MaintenanceHours;
 
 use crate::failure::Usage;
 use crate::time::seconds;
@@ -52,6 +53,9 @@ pub struct Start {
     /// A device that has not heard the server for so long does not activate.
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     lease: Option<u32>,
+    /// Devices take it over only within these hours of their own local time: "Mon-Fri 02:00-04:30"; repeat for several.
+    #[arg(long, value_name = "SPAN")]
+    hours: Vec<String>,
     /// A device that has not answered an order after so long counts as silent.
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     silent_after: Option<u32>,
@@ -113,6 +117,9 @@ impl Start {
         set(&mut spec.policy.jitter_s, &self.jitter);
         set(&mut spec.policy.tries, &self.tries);
         set(&mut spec.policy.lease_s, &self.lease);
+        if !self.hours.is_empty() {
+            spec.policy.hours = MaintenanceHours::parse(&self.hours).map_err(|e| Usage(e.to_string()))?;
+        }
         set(&mut spec.gate.silent_after_s, &self.silent_after);
         set(&mut spec.gate.min_sample, &self.min_sample);
         set(&mut spec.gate.max_failed_percent, &self.max_failed);
@@ -216,6 +223,17 @@ mod tests {
         let outputs = &spec.gate.outputs;
         assert_eq!((outputs.max_confidence_drop, outputs.min_readings, outputs.max_wait_s), (0.2, 50, 120));
         assert_eq!((spec.on_breach, spec.supersede), (OnBreach::Pause, false));
+    }
+
+    #[test]
+    fn maintenance_hours_are_read_before_the_server_is_asked() {
+        let start = |hours: &str| spec(&format!("start --model meter --version 1.1.0 --hours {hours}"));
+        assert_eq!(
+            start("22:00-06:00 --hours 12:00-13:00").unwrap().policy.hours.to_string(),
+            "22:00-06:00; 12:00-13:00"
+        );
+        let error = start("tonight").unwrap_err().to_string();
+        assert!(error.contains("tonight") && error.contains("02:00-04:30"), "{error}");
     }
 
     #[test]
