@@ -56,7 +56,8 @@ pub fn classifier(inputs: usize, classes: usize, gain: f32) -> Vec<u8> {
 /// `[batch, inputs] -> Gemm -> Relu -> Gemm -> Softmax -> [batch, classes]`: a perceptron with one hidden layer, as
 /// scikit-learn's `MLPClassifier` trains it. Weights are a fixed pattern.
 pub fn mlp(inputs: usize, hidden: usize, classes: usize) -> Vec<u8> {
-    let weights = |count: usize| (0..count).map(|at| (at * 37 % 19) as f32 / 95.0 - 0.1).collect::<Vec<f32>>();
+    let weights =
+        |count: usize| (0..count).map(|at| (at * 37 % 19) as f32 / 95.0 - 0.1).collect::<Vec<f32>>();
     model(GraphProto {
         name: "mlp".into(),
         input: vec![tensor_info("x", DataType::Fp32, &[-1, inputs as i64])],

@@ -10,8 +10,7 @@ use tract_onnx::tract_hir::internal::*;
 use super::read::Plan;
 use crate::values::{Real, Table};
 
-/// Walks in step. Measured on x86-64, 64 rows through 100 fully grown trees: 181 us by 4, 149 us by 8, 214 us by 16,
-/// where the registers run out and the shallow wait for the deep.
+/// Walks in step. Measured on x86-64, 64 rows through 100 fully grown trees: 181 us by 4, 149 us by 8, 214 us by 16.
 const LANES: usize = 8;
 /// Rows that go through all trees before the next rows do: 64 rows of 100 columns are 25 kB and stay in the first
 /// cache beside a tree.
