@@ -120,7 +120,7 @@ fn manifest(args: &Pack, description: &Description) -> Result<Manifest> {
         datatype: info.datatype,
         shape: info.shape.clone(),
         kind: Default::default(),
-        labels: Vec::new(),
+        labels: description.labels.get(&info.name).cloned().unwrap_or_default(),
     });
     let tolerance =
         Tolerance { absolute: args.tolerance_absolute, relative: args.tolerance_relative, top1: true };

@@ -65,7 +65,8 @@ pub fn guess_outputs(draft: &mut Draft, args: &Pack) -> Result<()> {
     let first = draft.manifest.golden.samples.first().context("a bundle has golden samples")?;
     let (_, expected) = read_sample(draft.dir(), first)?;
     for (spec, tensor) in draft.manifest.outputs.iter_mut().zip(&expected) {
-        spec.kind = guess(spec, tensor);
+        // What the model itself names the classes of are scores of classes.
+        spec.kind = if spec.labels.is_empty() { guess(spec, tensor) } else { OutputKind::ClassScores };
     }
     if args.labels.is_empty() {
         return Ok(());
