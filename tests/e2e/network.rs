@@ -118,7 +118,7 @@ async fn a_server_that_lies_is_overcome_or_refused_by_name() {
         let (onnx, _) = model(site, "1.2.0")?;
         let mut bytes = std::fs::read(&onnx)?;
         bytes.truncate(bytes.len() - 100_000);
-        let ballast = &bytes[bytes.len() - SIZE + 100_000..];
+        let ballast = &bytes[bytes.len() + 100_000 - SIZE..];
         let (onnx, bytes) = site.weigh_down("1.1.0", "1.3.0", ballast)?;
         publish(site, &onnx, "1.3.0").await?;
         liar.tell(Lie::OtherDelta, Digest::of(&bytes));

@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 /// Read at once; small, so that a fault falls into the middle of something.
 const CHUNK: usize = 4096;
 
-/// What happens to bytes on their way down to the device, on every connection.
+/// What happens to bytes on their way down to the device, on every connection. Places are counted from the change of
+/// weather, or from the connection's start when that was later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weather {
     /// Nothing.
@@ -121,6 +122,7 @@ async fn down(
                     struck.fetch_add(1, SeqCst);
                     return;
                 }
+                passed = 0;
                 continue;
             }
         };
