@@ -166,7 +166,7 @@ fn json_request(inputs: usize, values: &[f32]) -> String {
 }
 
 fn binary_request(inputs: usize, values: &[f32]) -> (Vec<u8>, usize) {
-    let parameters = serde_json::json!({ "binary_data_size": values.len() * size_of::<f32>() });
+    let parameters = serde_json::json!({ "binary_data_size": size_of_val(values) });
     let input = serde_json::json!({ "name": "x", "shape": [1, inputs], "datatype": "FP32", "parameters": parameters });
     let json =
         serde_json::json!({ "inputs": [input], "parameters": { "binary_data_output": true } }).to_string();

@@ -131,13 +131,13 @@ fn names(spec: &InputSpec, width: usize) -> Vec<String> {
 type Named<'a> = (&'a str, Option<&'a str>);
 
 fn data<'a>(datatype: DataType, cells: impl Iterator<Item = Named<'a>>) -> Result<Data, String> {
-    fn parsed<'a, T: std::str::FromStr>(
+    fn parsed<'a, T>(
         cells: impl Iterator<Item = Named<'a>>,
         datatype: DataType,
         missing: Option<T>,
     ) -> Result<Vec<T>, String>
     where
-        T: Copy,
+        T: std::str::FromStr + Copy,
     {
         cells
             .map(|(name, text)| match text.map(str::trim) {
