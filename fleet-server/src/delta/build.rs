@@ -172,11 +172,12 @@ impl Making<'_> {
     /// Adds a copy, to the one before when it continues it.
     fn copy(&mut self, place: u64, length: usize) {
         let length = number(length);
-        if let Some(Block { op: Op::Copy { old }, output, .. }) = self.blocks.last_mut() {
-            if *old + u64::from(*output) == place && (*output + length) as usize <= MAX_BLOCK {
-                *output += length;
-                return;
-            }
+        if let Some(Block { op: Op::Copy { old }, output, .. }) = self.blocks.last_mut()
+            && *old + u64::from(*output) == place
+            && (*output + length) as usize <= MAX_BLOCK
+        {
+            *output += length;
+            return;
         }
         self.blocks.push(Block { op: Op::Copy { old: place }, output: length, stored: 0 });
     }

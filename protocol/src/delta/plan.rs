@@ -179,10 +179,10 @@ impl Block {
         if self.stored as usize > MAX_STORED || stores == matches!(self.op, Op::Copy { .. }) {
             return Err("stores a number of bytes that it cannot need");
         }
-        if let Op::Diff { width, .. } = self.op {
-            if !matches!(width, 1 | 2 | 4 | 8) || !self.output.is_multiple_of(u32::from(width)) {
-                return Err("has elements of a width that does not divide it");
-            }
+        if let Op::Diff { width, .. } = self.op
+            && (!matches!(width, 1 | 2 | 4 | 8) || !self.output.is_multiple_of(u32::from(width)))
+        {
+            return Err("has elements of a width that does not divide it");
         }
         match self.source() {
             Some((first, length))
