@@ -198,7 +198,8 @@ fn respond(file: Option<Vec<u8>>, range: Option<&str>, fault: Fault) -> Vec<u8> 
     }
     let size = file.len();
     let asked = range.and_then(|r| r.strip_prefix("bytes=")?.split_once('-'));
-    let last = asked.and_then(|(_, last)| last.parse::<usize>().ok()).unwrap_or(size).min(size.saturating_sub(1));
+    let last =
+        asked.and_then(|(_, last)| last.parse::<usize>().ok()).unwrap_or(size).min(size.saturating_sub(1));
     let from = asked.and_then(|(first, _)| first.parse::<usize>().ok());
     let from = from.filter(|_| fault != Fault::NoRanges);
     let mut response = match from {
