@@ -50,10 +50,11 @@ impl Device {
         }
     }
 
-    /// Labels: of the join token, overlaid by the device's own.
+    /// Labels: its own, overlaid by those of its join token.
     pub fn labels(&self) -> BTreeMap<String, String> {
         let mut labels = self.record.labels.clone();
         labels.extend(self.state.iter().flat_map(|s| s.birth.labels.clone()));
+        labels.extend(self.record.granted.clone());
         labels
     }
 

@@ -88,7 +88,7 @@ pub async fn a_join_token_lets_in_as_many_devices_as_it_says(store: &dyn Store) 
     store.add_join_token(join_token("t1", 2)).await.unwrap();
     store.enrol(enrolment("a", b"a")).await.unwrap();
     let again = store.enrol(enrolment("a", b"a")).await.unwrap();
-    assert_eq!(again.labels["site"], "lyon");
+    assert_eq!(again.granted["site"], "lyon");
     store.enrol(enrolment("b", b"b")).await.unwrap();
     let third = store.enrol(enrolment("c", b"c")).await.unwrap_err();
     assert!(matches!(third, StoreError::JoinToken { fault: TokenFault::UsedUp, .. }), "{third}");

@@ -22,8 +22,12 @@ pub struct DeviceRecord {
     pub certificate_until_ms: UnixMillis,
     /// As it said when it enrolled.
     pub arch: String,
-    /// Of the join token, overlaid by the device's own at enrolment.
+    /// Its own, as it said at enrolment.
     pub labels: BTreeMap<String, String>,
+    /// Of the join token. They win over what the device says of itself: a stolen token does not choose where its
+    /// thief belongs, and a device cannot leave its part of the fleet.
+    #[serde(default)]
+    pub granted: BTreeMap<String, String>,
     /// Kept out.
     pub revoked: bool,
     /// The next enrolment under this name may bring another key.

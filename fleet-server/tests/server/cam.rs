@@ -164,7 +164,7 @@ impl Life {
             ram_bytes: 1 << 30,
             generation: 0,
             models: vec![],
-            labels: BTreeMap::new(),
+            labels: BTreeMap::from([("site".into(), "paris".into())]),
         };
         let state = envelope(0, State::Online(Box::new(birth)));
         let topic = Topic::Up(self.who.clone(), Up::State).to_string();

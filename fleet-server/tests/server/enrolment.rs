@@ -20,7 +20,11 @@ async fn a_device_with_a_token_gets_a_certificate_that_opens_blobs_and_nobody_el
     assert_eq!(problem(without, 401).await.kind, "no-certificate");
     let listed = rig.get("/devices").await;
     assert_eq!(listed[0]["device"], "cam-1");
-    assert_eq!(listed[0]["labels"]["site"], "lyon");
+    assert_eq!(
+        listed[0]["labels"]["site"], "lyon",
+        "a device said that it belongs elsewhere than its token does"
+    );
+    assert_eq!(listed[0]["labels"]["floor"], "2");
 }
 
 #[tokio::test]

@@ -125,7 +125,8 @@ impl Rig {
             device: DeviceId::new(name).unwrap(),
             csr_pem,
             arch: "x86_64".into(),
-            labels: BTreeMap::new(),
+            // What it says of itself; where it belongs is its token's to say.
+            labels: [("site", "paris"), ("floor", "2")].map(|(k, v)| (k.into(), v.into())).into(),
         };
         let url = format!("{}{ENROLL_PATH}", self.https);
         self.device_client(None).post(url).json(&request).send().await.unwrap()

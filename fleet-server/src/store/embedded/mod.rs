@@ -152,15 +152,14 @@ impl Devices for Embedded {
                 token.uses_left = token.uses_left.checked_sub(1).ok_or(fault(TokenFault::UsedUp))?;
                 txn.put(token_key, &token)?;
             }
-            let mut labels = token.labels;
-            labels.extend(new.labels);
             let record = DeviceRecord {
                 device: new.device,
                 key: new.key,
                 enrolled_ms: known.map_or(new.now_ms, |k| k.enrolled_ms),
                 certificate_until_ms: new.certificate_until_ms,
                 arch: new.arch,
-                labels,
+                labels: new.labels,
+                granted: token.labels,
                 revoked: false,
                 rekey: false,
                 issuer: Some(new.issuer),
