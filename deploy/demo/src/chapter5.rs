@@ -9,9 +9,9 @@ use anyhow::{Result, ensure};
 use plimsoll_protocol::api::{DriftInfo, RolloutInfo};
 use plimsoll_tests::{Fleet, until};
 
+use crate::cast::{MODEL, STEP_LIMIT};
 use crate::lens::Lens;
 use crate::narrator::{Narrator, Outcome};
-use crate::story::{MODEL, STEP_LIMIT};
 
 /// Positions in the fleet of the cameras whose lenses blur: at two sites, on devices that no rollout chose first.
 const BLURRED: [usize; 2] = [1, 4];

@@ -8,10 +8,11 @@ use plimsoll_protocol::ids::RolloutId;
 use plimsoll_protocol::wire::v1::JobPhase;
 use plimsoll_tests::{Feeder, Fleet, until};
 
+use crate::cast::{STEP_LIMIT, Story};
 use crate::checks;
 use crate::lens::Lens;
 use crate::narrator::{Narrator, Outcome};
-use crate::story::{STEP_LIMIT, Story, finished, publish, settled, start_rollout};
+use crate::operator::{finished, publish, settled, start_rollout};
 
 /// The network of 1.1.0, packed again: what changes in this chapter is not the model.
 const VERSION: &str = "1.1.1";

@@ -8,8 +8,8 @@ use plimsoll_protocol::api::{DeviceInfo, JobInfo, RolloutInfo};
 use plimsoll_protocol::wire::v1::JobPhase;
 use plimsoll_tests::Fleet;
 
+use crate::cast::{MODEL, Story};
 use crate::narrator::Outcome;
-use crate::story::{MODEL, Story};
 
 fn outcome(promise: impl Into<String>, holds: bool, seen: impl Into<String>) -> Outcome {
     Outcome { outcome: promise.into(), holds, seen: seen.into() }

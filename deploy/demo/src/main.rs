@@ -5,11 +5,13 @@
 //! local endpoint. Only waits are set short, by the same settings that a user has.
 
 mod build;
+mod cast;
 mod chapter5;
 mod chapter6;
 mod checks;
 mod lens;
 mod narrator;
+mod operator;
 mod story;
 
 use std::path::{Path, PathBuf};
