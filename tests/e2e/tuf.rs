@@ -302,7 +302,6 @@ fn repository(contents: &[(&str, &[u8; 3])]) -> Result<Published> {
         root: Some(sign_next(None, root, now, 3_600, &[&key(1) as &dyn Signer])?),
         targets: Some(targets(None, contents, now)?),
         roles: [("meter".to_owned(), sign_next(None, role, now, 3_600, &[&key(5) as &dyn Signer])?)].into(),
-        ..TrustUpload::default()
     };
     let published = Repository::default().propose(&upload, &online, now)?.repository;
     Ok(Published { published, contents: owned(contents) })

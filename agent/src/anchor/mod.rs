@@ -141,7 +141,7 @@ pub fn peek(folder: &Path) -> Result<Option<AnchorState>, AnchorError> {
 fn open_or_create(path: &Path) -> Result<DiskFile, FileError> {
     let open = || -> io::Result<DiskFile> {
         let file = DiskFile::open(path, OFlags::RDWR | OFlags::CREATE, SECRET)?;
-        let length = file.len()?;
+        let length = file.size()?;
         if length < FILE_BYTES as u64 {
             let start = usize::try_from(length).unwrap_or(0);
             file.write_all_at(&vec![0; FILE_BYTES - start], length)?;

@@ -170,7 +170,7 @@ fn the_largest_record_that_the_core_can_make_fits() {
             trial_max_failed_percent: u32::MAX,
             tries: u32::MAX,
             lease_s: u32::MAX,
-            hours: MaintenanceHours::parse(&vec!["Mon,Tue,Wed,Thu,Fri,Sun 01:00-02:00"; MAX_SPANS]).unwrap(),
+            hours: MaintenanceHours::parse(&["Mon,Tue,Wed,Thu,Fri,Sun 01:00-02:00"; MAX_SPANS]).unwrap(),
         },
         rollback: false,
         blocked: vec![digest; MAX_ORDER_BLOCKED],

@@ -171,7 +171,7 @@ impl Driver {
             }
         };
         let due = |report: &Waiting| self.outflow.is_due(report.id(), now);
-        let gathered: Vec<Waiting> = head.iter().filter(|r| due(*r)).cloned().collect();
+        let gathered: Vec<Waiting> = head.iter().filter(|r| due(r)).cloned().collect();
         let who = &identity.who;
         if gathered.len() >= BATCH_FROM && self.outflow.may_batch(now) {
             let sent =

@@ -40,8 +40,8 @@ impl DiskFile {
         })
     }
 
-    /// Length in bytes.
-    pub fn len(&self) -> io::Result<u64> {
+    /// Size in bytes.
+    pub fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 

@@ -17,13 +17,21 @@ const SECTOR: usize = 512;
 /// One change of the disk.
 #[derive(Debug, Clone)]
 pub enum Op {
+    /// A file that was not there.
     Create(PathBuf),
+    /// Bytes at an offset.
     Write(PathBuf, u64, Vec<u8>),
+    /// A new length.
     SetLen(PathBuf, u64),
+    /// The file's bytes are flushed.
     Sync(PathBuf),
+    /// From the first name to the second.
     Rename(PathBuf, PathBuf),
+    /// A file or an empty folder is gone.
     Remove(PathBuf),
+    /// A folder that was not there.
     MakeDir(PathBuf),
+    /// The folder's names are flushed.
     SyncDir(PathBuf),
 }
 
@@ -31,6 +39,7 @@ thread_local! {
     static LOG: RefCell<Option<Vec<Op>>> = const { RefCell::new(None) };
 }
 
+/// Writes an operation down, when a [`watch`] runs.
 pub fn record(op: Op) {
     LOG.with_borrow_mut(|log| log.iter_mut().for_each(|log| log.push(op.clone())));
 }
@@ -69,6 +78,7 @@ pub fn watching() -> bool {
 pub struct Recorded(super::disk::DiskFile);
 
 impl Recorded {
+    /// Opens or makes the file.
     pub fn open(path: &Path) -> std::io::Result<Self> {
         use rustix::fs::OFlags;
         super::disk::DiskFile::open(path, OFlags::RDWR | OFlags::CREATE, super::SECRET).map(Self)
@@ -77,7 +87,7 @@ impl Recorded {
 
 impl redb::StorageBackend for Recorded {
     fn len(&self) -> std::io::Result<u64> {
-        self.0.len()
+        self.0.size()
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
         self.0.read_exact_at(out, offset)

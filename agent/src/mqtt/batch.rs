@@ -80,8 +80,9 @@ mod tests {
     #[test]
     fn the_largest_batch_fits_a_packet_even_if_it_does_not_compress() {
         let noise = |seed: u64| {
-            let word =
-                |n: u64| (n ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul(n * n | 1);
+            let word = |n: u64| {
+                (n ^ (seed << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul((n * n) | 1)
+            };
             let text: String = (0..170).map(|n| format!("{:016x}", word(n))).collect();
             waiting(Up::Drift, seed, &format!("{text:?}"))
         };

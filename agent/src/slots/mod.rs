@@ -126,10 +126,10 @@ impl Slots {
         }
         sync_parent(&this.slots).map_err(SlotError::io("flush", state))?;
         for path in children(&this.staging)? {
-            if path.extension().is_some_and(|e| e == &GONE[1..]) {
-                if let Err(error) = remove_dir(&path) {
-                    tracing::warn!(error = crate::causes(&error), "a deleted slot still takes space");
-                }
+            if path.extension().is_some_and(|e| e == &GONE[1..])
+                && let Err(error) = remove_dir(&path)
+            {
+                tracing::warn!(error = crate::causes(&error), "a deleted slot still takes space");
             }
         }
         Ok(this)

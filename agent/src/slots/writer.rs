@@ -84,7 +84,7 @@ impl FileWriter {
     /// Hashes what is there; a part that is longer than the file can be is none.
     fn take_up(&mut self) -> io::Result<()> {
         let mut hash = Context::new(&SHA256);
-        let length = self.file.len()?;
+        let length = self.file.size()?;
         if length > self.entry.size {
             self.file.set_len(0)?;
         }

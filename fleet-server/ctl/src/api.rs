@@ -173,7 +173,13 @@ impl Api {
     }
 
     /// The answer to a request, its body still to come, when it is a success.
-    async fn open(&self, method: Method, path: &str, body: Option<Body>, kind: &str) -> Result<reqwest::Response> {
+    async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Body>,
+        kind: &str,
+    ) -> Result<reqwest::Response> {
         let url = format!("{}/api/v1/{path}", self.base);
         let mut request = self.client.request(method.clone(), &url);
         if let Some(token) = &self.token {

@@ -51,6 +51,7 @@ pub enum Command {
     Command {
         /// The device.
         device: DeviceId,
+        /// What it is told.
         #[command(subcommand)]
         what: What,
     },

@@ -40,7 +40,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(if matches!(runtime, RuntimeError::Io { .. }) { FAILED } else { REFUSED });
     }
     let refused = matches!(cause.downcast_ref(), Some(ArchiveError::Refused(_)))
-        || cause.is::<Refused>() || cause.is::<TrustError>() || cause.is::<ManifestError>();
+        || cause.is::<Refused>()
+        || cause.is::<TrustError>()
+        || cause.is::<ManifestError>();
     refused.then_some(REFUSED)
 }
 

@@ -16,8 +16,11 @@ use plimsoll_protocol::wire::v1::JoinToken;
 use plimsoll_protocol::{DeviceId, DeviceIdentity, TenantId};
 use plimsoll_server::ca::CheckedRequest;
 
-/// What is fuzzed: name of the target and of its corpus, and what is done with the bytes.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+/// What is done with the bytes of an input.
+pub type Target = fn(&[u8]);
+
+/// What is fuzzed: name of the target, which is that of its corpus, and the target.
+pub const TARGETS: [(&str, Target); 9] = [
     ("manifest", manifest),
     ("baseline", baseline),
     ("metadata", metadata::unsigned),

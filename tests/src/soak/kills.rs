@@ -93,7 +93,7 @@ fn version(round: u32) -> String {
 /// Publishes the version of a round and starts its rollout; the server may be on its way up.
 async fn offer(site: &Site, round: u32) -> Result<RolloutId> {
     let version = version(round);
-    let bundle = site.pack(if round % 2 == 0 { "1.0.0" } else { "1.1.0" }, &version).await?;
+    let bundle = site.pack(if round.is_multiple_of(2) { "1.0.0" } else { "1.1.0" }, &version).await?;
     site.publish(&bundle).await?;
     site.roll_out(&version, Order { stages: "1,100%", trial_s: 1 }).await
 }

@@ -176,7 +176,9 @@ async fn what_is_here_is_not_fetched_again_and_what_resembles_it_comes_as_a_delt
     let good = delta(&from, &to, 50_000);
     let mut wrong = good.clone();
     *wrong.last_mut().unwrap() ^= 1; // well-formed, and makes another file
-    for (offered, words) in [(good, "model.onnx as a delta from 1.0.0; 0 files whole"), (wrong, "; 1 files whole")] {
+    for (offered, words) in
+        [(good, "model.onnx as a delta from 1.0.0; 0 files whole"), (wrong, "; 1 files whole")]
+    {
         world.server.put_delta(&from, &to, &offered);
         let done = world.fetch("1.1.0", new).await;
         assert_eq!(done.what, ModelEvent::FetchDone, "{done:?}");

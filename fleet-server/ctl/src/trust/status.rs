@@ -73,6 +73,9 @@ pub async fn status(args: &KeyArgs, api: &Api, screen: &Screen) -> Result<()> {
     })
 }
 
+/// Name, version and expiry where there is a document, bundles.
+type Role = (String, Option<(u64, UnixSeconds)>, usize);
+
 fn rows(ring: &KeyRing, current: &Current) -> Vec<Row> {
     let edit = Edit::new(current, 0);
     let online = |role: &str| -> Option<(u64, UnixSeconds)> {
@@ -83,7 +86,7 @@ fn rows(ring: &KeyRing, current: &Current) -> Vec<Row> {
         let doc = Doc::<Timestamp>::read_unverified(current.documents.timestamp.as_ref()?).ok()?;
         Some((doc.version, doc.expires))
     };
-    let mut roles: Vec<(String, Option<(u64, UnixSeconds)>, usize)> = vec![
+    let mut roles: Vec<Role> = vec![
         ("root".into(), Some((current.root.version, current.root.expires)), 0),
         ("targets".into(), Some((current.targets.version, current.targets.expires)), 0),
         ("snapshot".into(), online("snapshot"), 0),

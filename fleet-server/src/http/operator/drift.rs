@@ -12,7 +12,6 @@ use plimsoll_protocol::wire::v1::RunningModel;
 use super::access::need;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::fleet;
 use crate::http::extract::id;
 use crate::http::problem::{Answer, Failure};
 use crate::web::{Histogram, charts};
@@ -25,7 +24,7 @@ pub async fn show(
 ) -> Answer<axum::Json<Vec<DriftInfo>>> {
     need(&caller, Role::Viewer)?;
     let device: DeviceId = id(&device)?;
-    let versions = fleet::versions(&app.trust.bundles());
+    let versions = app.trust.versions();
     let running = app.fleet.device(&device).map(|d| d.running(&versions));
     let running = running.ok_or_else(|| Failure::not_found(format!("device {device} does not exist")))?;
     let mut all = Vec::new();

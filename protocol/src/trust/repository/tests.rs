@@ -20,7 +20,7 @@ pub(super) fn online() -> Online {
     Online { snapshot: key(4), timestamp: key(5) }
 }
 
-fn by<'a>(keys: &'a [KeyPair]) -> Vec<&'a dyn Signer> {
+fn by(keys: &[KeyPair]) -> Vec<&dyn Signer> {
     keys.iter().map(|k| k as &dyn Signer).collect()
 }
 
