@@ -4,6 +4,7 @@
 //! The functions are called from two sides: by a coverage-guided fuzzer (`tests/fuzz/run`, libFuzzer), for as long as
 //! one likes, and by a test of the ordinary run, with the inputs that the fuzzer found worth keeping (`corpus/NAME/`).
 
+mod archive;
 mod delta;
 mod messages;
 mod metadata;
@@ -20,7 +21,7 @@ use plimsoll_server::ca::CheckedRequest;
 pub type Target = fn(&[u8]);
 
 /// What is fuzzed: name of the target, which is that of its corpus, and the target.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("manifest", manifest),
     ("baseline", baseline),
     ("metadata", metadata::unsigned),
@@ -30,6 +31,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("reports", messages::reports),
     ("selector", selector),
     ("delta", delta::delta),
+    ("archive", archive::archive),
 ];
 
 /// Gives `data` to the target of this name. Panics where the target does, and when there is none.
