@@ -1,5 +1,6 @@
 //! The person at the device and its application: `plimsoll-agent status`, `rollback`, `pause`, `not-now` and others
-//! speak with the running driver over a Unix socket in the state folder. One JSON object a line each way; who may enter the folder may ask.
+//! speak with the running driver over a Unix socket in the state folder. One JSON object a line each way; who may enter
+//! the folder may ask.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,7 +20,8 @@ const MAX_LINE: u64 = 128 * 1024;
 const MAX_CLIENTS: usize = 4;
 /// The driver answers between two events, in milliseconds; ten seconds mean that it hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// An import reads, hashes and writes a whole bundle: 4 GiB from a stick at 10 MB/s to a card at 10 MB/s are 14 minutes.
+/// An import reads, hashes and writes a whole bundle: 4 GiB from a stick at 10 MB/s to a card at 10 MB/s are 14
+/// minutes.
 const IMPORT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// A request.

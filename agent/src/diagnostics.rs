@@ -4,9 +4,9 @@
 //! Works with a running agent and without one, and on a disk that takes no writes (the tar goes to standard output).
 //! What cannot be collected is named in the tar instead of failing the export.
 
-use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::io::Write;
 
+use plimsoll_protocol::archive::{ArchiveError, Writer};
 use serde_json::{Value, json};
 
 use crate::anchor;
@@ -16,13 +16,10 @@ use crate::control::{self, Answer, Ask};
 use crate::health::{Sampler, disk_free};
 use crate::slots::{Check, Slots};
 
-/// A tar's unit.
-const BLOCK: usize = 512;
-
 /// Writes the tar.
-pub async fn export(settings: &Settings, findings: &[Finding], mut to: impl Write) -> io::Result<()> {
-    let mtime = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let mut put = |name: &str, bytes: &[u8]| write_entry(&mut to, name, bytes, mtime);
+pub async fn export(settings: &Settings, findings: &[Finding], to: impl Write) -> Result<(), ArchiveError> {
+    let mut tar = Writer::plain(to);
+    let mut put = |name: &str, bytes: &[u8]| tar.file(&format!("plimsoll-diagnostics/{name}"), bytes);
     put("versions.json", &pretty(&versions(settings)))?;
     put("settings.json", &pretty(&settings_without_secrets(settings)))?;
     put("check.json", &pretty(&json!(findings)))?;
@@ -35,8 +32,7 @@ pub async fn export(settings: &Settings, findings: &[Finding], mut to: impl Writ
     put("log.txt", logs.as_bytes())?;
     put("anchor.json", &pretty(&anchor_summary(settings)))?;
     put("slots.json", &pretty(&slots(settings)))?;
-    to.write_all(&[0; 2 * BLOCK])?; // the end of a tar
-    to.flush()
+    tar.finish().map(drop)
 }
 
 fn pretty(value: &Value) -> Vec<u8> {
@@ -106,27 +102,6 @@ fn slots(settings: &Settings) -> Value {
         }
         Err(error) => json!({ "error": crate::causes(&error) }),
     }
-}
-
-/// One file of a POSIX (ustar) archive. Names here are short and sizes small, which is all that this writer can do.
-fn write_entry(to: &mut impl Write, name: &str, bytes: &[u8], mtime: u64) -> io::Result<()> {
-    let mut header = [0; BLOCK];
-    let mut field = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    field(0, &format!("plimsoll-diagnostics/{name}"));
-    field(100, "0000600");
-    field(108, "0000000");
-    field(116, "0000000");
-    field(124, &format!("{:011o}", bytes.len()));
-    field(136, &format!("{mtime:011o}"));
-    field(148, "        "); // the checksum counts as blanks
-    field(156, "0"); // an ordinary file
-    field(257, "ustar\0");
-    field(263, "00");
-    let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    to.write_all(&header)?;
-    to.write_all(bytes)?;
-    to.write_all(&vec![0; bytes.len().next_multiple_of(BLOCK) - bytes.len()])
 }
 
 #[cfg(test)]

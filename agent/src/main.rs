@@ -11,6 +11,7 @@ use plimsoll_agent::driver::BootError;
 use plimsoll_agent::identity::{EnrollError, EnrollOptions, enroll};
 use plimsoll_agent::serve::run::RunOptions;
 use plimsoll_agent::{causes, check, diagnostics, driver, infer, logging, serve, tls};
+use plimsoll_protocol::archive::ArchiveError;
 use plimsoll_protocol::wire::v1::JoinToken;
 use plimsoll_protocol::{DeviceId, ModelName};
 use plimsoll_runtime::RuntimeError;
@@ -330,7 +331,7 @@ fn run_check(local: Local) -> Result<(), End> {
 
 fn run_export(file: &Path, local: Local) -> Result<(), End> {
     let settings = local.at.resolve()?;
-    let failed = |e: std::io::Error| End(FAILED, format!("cannot write {}: {e}", file.display()));
+    let failed = |e: ArchiveError| End(FAILED, format!("cannot write {}: {}", file.display(), causes(&e)));
     let export = async |to: &mut dyn std::io::Write| {
         let findings = check::check(&settings).await;
         diagnostics::export(&settings, &findings, to).await
@@ -338,7 +339,7 @@ fn run_export(file: &Path, local: Local) -> Result<(), End> {
     if file == Path::new("-") {
         return block_on(export(&mut std::io::stdout().lock()))?.map_err(failed);
     }
-    let mut to = std::fs::File::create(file).map_err(failed)?;
+    let mut to = std::fs::File::create(file).map_err(|e| failed(e.into()))?;
     block_on(export(&mut to))?.map_err(failed)?;
     match local.output {
         Output::Json => print_json(&serde_json::json!({ "file": file })),

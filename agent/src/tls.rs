@@ -6,9 +6,13 @@
 
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -16,6 +20,9 @@ use plimsoll_protocol::Digest;
 
 use crate::clock::Clock;
 use crate::identity::Identity;
+
+/// A configuration that lacks only what the device shows of itself.
+type Builder = ConfigBuilder<ClientConfig, WantsClientCert>;
 
 /// A TLS configuration that could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -39,33 +46,26 @@ pub fn install_ring() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
 /// For every call after enrolment: the server must chain to the fleet's CA, the device shows its certificate.
 pub fn mutual(identity: &Identity, clock: &Clock) -> Result<ClientConfig, TlsError> {
     let chain = certificates("device.crt", identity.certificate_pem.as_bytes())?;
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
         .map_err(|e| TlsError::Pem { what: "device.key", why: e.to_string() })?;
-    let roots = roots(certificates("ca.pem", identity.ca_pem.as_bytes())?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    let inner = inner.build().map_err(|e| rustls::Error::General(e.to_string()))?;
-    let verifier = Arc::new(FleetServer { inner, clock: clock.clone() });
-    Ok(ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
-        .with_safe_default_protocol_versions()?
-        .dangerous() // the verifier below is the default one, but for a clock that is late
-        .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(chain, key)?)
+    let provider = provider();
+    let inner = of_authorities(certificates("ca.pem", identity.ca_pem.as_bytes())?, &provider)?;
+    let server = Server { rule: Rule::Fleet { inner, clock: clock.clone() }, provider };
+    Ok(server.config(Arc::new(clock.clone()))?.with_client_auth_cert(chain, key)?)
 }
 
 /// For documents that prove themselves, from whoever answers: signed metadata and the fleet's authorities. Neither
 /// side is authenticated, so nothing else may be asked or told on such a connection.
 pub fn dangerously_anybody(clock: &Clock) -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(Anybody { provider: Arc::clone(&provider) });
-    Ok(ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
-        .with_safe_default_protocol_versions()?
-        .dangerous() // see above: what comes is checked by signatures of the fleet's owner
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+    let server = Server { rule: Rule::Anybody, provider: provider() };
+    Ok(server.config(Arc::new(clock.clone()))?.with_no_client_auth())
 }
 
 /// Code of a fetch that failed because the server's certificate is of an unknown authority.
@@ -112,13 +112,8 @@ fn of_tls(error: &rustls::Error) -> Option<Trouble> {
 
 /// For enrolment: nothing is known of the server but the fingerprint of its CA, carried in the join token.
 pub fn pinned(ca: Digest) -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(PinnedCa { ca, provider: provider.clone() });
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous() // the verifier below is stricter than the default one, not weaker
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+    let server = Server { rule: Rule::Pinned(ca), provider: provider() };
+    Ok(server.config(Arc::new(DefaultTimeProvider))?.with_no_client_auth())
 }
 
 /// The certificates of a PEM text, at least one.
@@ -136,20 +131,37 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> Digest {
     Digest::of(certificate)
 }
 
-fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, rustls::Error> {
-    let mut store = RootCertStore::empty();
-    certificates.into_iter().try_for_each(|c| store.add(c))?;
-    Ok(store)
-}
-
-/// The default verifier, but for a clock that nothing keeps: see the top of this file.
+/// Whether a server is believed: by a rule of ours for its certificate; its signature in the handshake is always
+/// checked as by default.
 #[derive(Debug)]
-struct FleetServer {
-    inner: Arc<WebPkiServerVerifier>,
-    clock: Clock,
+struct Server {
+    rule: Rule,
+    provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for FleetServer {
+/// Which certificate is believed.
+#[derive(Debug)]
+enum Rule {
+    /// One that the fleet's authorities signed: the default, but for a clock that nothing keeps (top of this file).
+    Fleet { inner: Arc<WebPkiServerVerifier>, clock: Clock },
+    /// One whose chain carries the CA with this fingerprint *and* verifies against that CA alone, name and dates
+    /// included. Holding a copy of the CA's certificate is therefore not enough: its key must have signed.
+    Pinned(Digest),
+    /// Any. For [`dangerously_anybody`].
+    Anybody,
+}
+
+impl Server {
+    /// The parts that every configuration begins with.
+    fn config(self, clock: Arc<dyn TimeProvider>) -> Result<Builder, TlsError> {
+        Ok(ClientConfig::builder_with_details(Arc::clone(&self.provider), clock)
+            .with_safe_default_protocol_versions()?
+            .dangerous() // each rule says why it is not
+            .with_custom_certificate_verifier(Arc::new(self)))
+    }
+}
+
+impl ServerCertVerifier for Server {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -158,9 +170,18 @@ impl ServerCertVerifier for FleetServer {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        late(self.clock.is_believed(), now, |now| {
-            self.inner.verify_server_cert(end_entity, intermediates, name, ocsp, now)
-        })
+        let (inner, believed) = match &self.rule {
+            Rule::Anybody => return Ok(ServerCertVerified::assertion()),
+            Rule::Fleet { inner, clock } => (Arc::clone(inner), clock.is_believed()),
+            Rule::Pinned(ca) => {
+                let mut presented = std::iter::once(end_entity).chain(intermediates);
+                let pinned = presented.find(|c| fingerprint(c) == *ca);
+                let pinned = pinned.ok_or(CertificateError::UnknownIssuer)?.clone().into_owned();
+                // Before the enrolment nothing is known of this device's clock.
+                (of_authorities(vec![pinned], &self.provider)?, false)
+            }
+        };
+        late(believed, now, |now| inner.verify_server_cert(end_entity, intermediates, name, ocsp, now))
     }
 
     fn verify_tls12_signature(
@@ -169,7 +190,8 @@ impl ServerCertVerifier for FleetServer {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signed)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -178,11 +200,12 @@ impl ServerCertVerifier for FleetServer {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signed)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -200,101 +223,15 @@ fn late(
     }
 }
 
-/// Believes whoever answers. For [`dangerously_anybody`].
-#[derive(Debug)]
-struct Anybody {
-    provider: Arc<rustls::crypto::CryptoProvider>,
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Accepts a server whose chain carries the CA with this fingerprint *and* verifies against that CA alone, name
-/// and dates included. Holding a copy of the CA's certificate is therefore not enough: its key must have signed.
-#[derive(Debug)]
-struct PinnedCa {
-    ca: Digest,
-    provider: Arc<rustls::crypto::CryptoProvider>,
-}
-
-impl ServerCertVerifier for PinnedCa {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let presented = std::iter::once(end_entity).chain(intermediates);
-        let pinned = presented.into_iter().find(|c| fingerprint(c) == self.ca);
-        let pinned = pinned.ok_or(CertificateError::UnknownIssuer)?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(
-            Arc::new(roots(vec![pinned.clone().into_owned()])?),
-            self.provider.clone(),
-        );
-        let verifier = verifier.build().map_err(|e| rustls::Error::General(e.to_string()))?;
-        // Before the enrolment nothing is known of this device's clock.
-        late(false, now, |now| verifier.verify_server_cert(end_entity, intermediates, name, ocsp, now))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+/// The default verifier, with these authorities as its only roots.
+fn of_authorities(
+    certificates: Vec<CertificateDer<'static>>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    certificates.into_iter().try_for_each(|c| roots.add(c))?;
+    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
+    built.map_err(|e| rustls::Error::General(e.to_string()))
 }
 
 #[cfg(test)]
@@ -326,8 +263,7 @@ mod tests {
         chain: &[CertificateDer<'_>],
         name: &str,
     ) -> Result<(), rustls::Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = PinnedCa { ca: pin, provider };
+        let verifier = Server { rule: Rule::Pinned(pin), provider: provider() };
         let name = ServerName::try_from(name.to_owned()).unwrap();
         verifier.verify_server_cert(leaf, chain, &name, &[], UnixTime::now()).map(|_| ())
     }
@@ -366,11 +302,11 @@ mod tests {
             ca_pem: fleet.ca.pem(),
             key_pem: String::new(),
         };
-        let roots = roots(certificates("ca.pem", identity.ca_pem.as_bytes()).unwrap()).unwrap();
+        let authorities = certificates("ca.pem", identity.ca_pem.as_bytes()).unwrap();
         let check = |trust, leaf: &CertificateDer<'_>, year: u64| {
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots.clone()), provider);
-            let server = FleetServer { inner: inner.build().unwrap(), clock: Clock::start(0, trust) };
+            let provider = provider();
+            let inner = of_authorities(authorities.clone(), &provider).unwrap();
+            let server = Server { rule: Rule::Fleet { inner, clock: Clock::start(0, trust) }, provider };
             let name = ServerName::try_from("plimsoll.example").unwrap();
             let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs((year - 1970) * 31_557_600));
             server.verify_server_cert(leaf, &[], &name, &[], now).map(|_| ())

@@ -8,21 +8,11 @@ use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_tests::{Agent, Order, STEP, Site, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tokio::process::Command;
 
 /// Runs a command of the device and gives back its exit code and what it printed.
 async fn on_device(site: &Site, agent: &Agent, args: &[&str]) -> Result<(i32, String)> {
-    let output = Command::new(site.fleet.binaries.agent())
-        .args(args)
-        .arg("--state-dir")
-        .arg(&agent.state)
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context("cannot run plimsoll-agent")?;
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Ok((output.status.code().unwrap_or(-1), text))
+    let (code, out, err) = site.fleet.agent_raw(&agent.state, args).await?;
+    Ok((code, out + &err))
 }
 
 async fn done(site: &Site, agent: &Agent, args: &[&str]) -> Result<String> {
@@ -160,7 +150,7 @@ async fn maintenance_hours_come_with_a_reload_and_a_pause_survives_a_restart() {
 
 /// The hour of this machine's local time.
 async fn local_hour() -> Option<u64> {
-    let output = Command::new("date").arg("+%H").output().await.ok()?;
+    let output = tokio::process::Command::new("date").arg("+%H").output().await.ok()?;
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()
 }
 

@@ -1,11 +1,10 @@
 //! Devices that no network reaches: a version travels as a file, and arrives with the guarantees that it has over the
 //! network, or does not arrive.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_tests::{MODEL, STEP, Site, until};
-use tokio::process::Command;
 
 /// Exit code of a refusal, of both programs.
 const REFUSED: i32 = 3;
@@ -152,17 +151,7 @@ async fn alone(site: &mut Site) -> Result<()> {
 
 /// `plimsoll-agent import` on the device: exit code, and what it says.
 async fn import(site: &Site, file: &Path) -> Result<(i32, String)> {
-    let state: PathBuf = site.fleet.agents[0].state.clone();
-    let output = Command::new(site.fleet.binaries.agent())
-        .arg("import")
-        .arg(file)
-        .arg("--state-dir")
-        .arg(state)
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context("cannot run plimsoll-agent")?;
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Ok((output.status.code().unwrap_or(-1), text))
+    let file = file.to_string_lossy();
+    let (code, out, err) = site.fleet.agent_raw(&site.fleet.agents[0].state, &["import", &file]).await?;
+    Ok((code, out + &err))
 }

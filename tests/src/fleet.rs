@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;
@@ -184,43 +184,32 @@ impl Fleet {
 
     /// `plimsoll-agent enroll`, as on a device.
     pub async fn enroll(&self, name: &str, token: &str, state: &Path) -> Result<String> {
+        let url = self.device_url();
+        let args = ["enroll", "--server", &url, "--token", token, "--device", name];
+        let (code, out, err) = self.agent_raw(state, &args).await?;
+        ensure!(code == 0, "plimsoll-agent enroll: exit {code}: {out}{err}");
+        Ok(out + &err)
+    }
+
+    /// Runs the device's command on a state folder and gives back exit code, standard output and standard error.
+    pub async fn agent_raw(&self, state: &Path, args: &[&str]) -> Result<(i32, String, String)> {
         let output = Command::new(self.binaries.agent())
-            .args([
-                "enroll",
-                "--server",
-                &format!("https://{}", self.https),
-                "--token",
-                token,
-                "--device",
-                name,
-            ])
+            .args(args)
             .arg("--state-dir")
             .arg(state)
             .kill_on_drop(true)
             .output()
             .await
             .context("cannot run plimsoll-agent")?;
-        let text =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            bail!("plimsoll-agent enroll: {}: {text}", output.status);
-        }
-        Ok(text)
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr)))
     }
 
     /// `plimsoll-agent status --output json` of a device.
     pub async fn status(&self, agent: &Agent) -> Result<Value> {
-        let output = Command::new(self.binaries.agent())
-            .args(["status", "--output", "json", "--state-dir"])
-            .arg(&agent.state)
-            .kill_on_drop(true)
-            .output()
-            .await
-            .context("cannot run plimsoll-agent")?;
-        if !output.status.success() {
-            bail!("status of {}: {}", agent.name, String::from_utf8_lossy(&output.stderr));
-        }
-        serde_json::from_slice(&output.stdout).with_context(|| format!("status of {}", agent.name))
+        let (code, out, err) = self.agent_raw(&agent.state, &["status", "--output", "json"]).await?;
+        ensure!(code == 0, "status of {}: {err}", agent.name);
+        serde_json::from_str(&out).with_context(|| format!("status of {}", agent.name))
     }
 
     /// `host:port` of the devices' listener.

@@ -5,7 +5,6 @@
 //! A return to an earlier version listens to none of them: it leads to what is known to work.
 
 use plimsoll_protocol::hours::MaintenanceHours;
-use plimsoll_protocol::wire::v1::UpdatePolicy;
 
 use crate::turn::{Turn, Unit};
 
@@ -61,7 +60,7 @@ fn listens(unit: &Unit) -> bool {
 /// Sets the next look at hours that are open now, so that their end is noticed.
 pub(crate) fn watch_hours(unit: &mut Unit, turn: &Turn) {
     let Some(local) = turn.ctx.local else { return };
-    let ends = both(unit, turn).into_iter().filter_map(|hours| hours.changes_in(local)).min();
+    let ends = both(unit, turn).filter_map(|hours| hours.changes_in(local)).min();
     unit.volatile.recheck_at = ends.map(|minutes| turn.ctx.mono_ms + u64::from(minutes) * MINUTE_MS);
 }
 
@@ -94,15 +93,15 @@ pub(crate) fn hold(unit: &mut Unit, kind: &'static str, why: &str, turn: &mut Tu
     }
 }
 
-fn both<'a>(unit: &'a Unit, turn: &'a Turn) -> [&'a MaintenanceHours; 2] {
-    static ANY: std::sync::LazyLock<UpdatePolicy> = std::sync::LazyLock::new(UpdatePolicy::default);
-    let ordered = unit.record.order.as_ref().map_or(&ANY.hours, |o| &o.wanted.policy.hours);
-    [ordered, &turn.next.rules.hours]
+/// The hours of the order and those of the device.
+fn both<'a>(unit: &'a Unit, turn: &'a Turn) -> impl Iterator<Item = &'a MaintenanceHours> {
+    let ordered = unit.record.order.as_ref().map(|o| &o.wanted.policy.hours);
+    ordered.into_iter().chain([&turn.next.rules.hours])
 }
 
 /// Why the hours are closed, and for how many milliseconds at least.
 fn closed(unit: &Unit, turn: &Turn) -> Option<(String, u64)> {
-    both(unit, turn).into_iter().find_map(|hours| {
+    both(unit, turn).find_map(|hours| {
         let Some(local) = turn.ctx.local else {
             let why = format!("waits for its maintenance hours ({hours}), and this device does not know the time: set its clock");
             return (!hours.is_any_time()).then_some((why, CLOCK_RECHECK_MS));

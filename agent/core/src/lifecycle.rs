@@ -2,7 +2,8 @@
 //! refused by name.
 //!
 //! Two rules hold everywhere. What runs is not touched before a replacement has passed its self-test, and stays in
-//! memory until the replacement is loaded, where memory holds both. A try is spent in the same decision that orders the risky step, so it is durable before the step.
+//! memory until the replacement is loaded, where memory holds both. A try is spent in the same decision that orders
+//! the risky step, so it is durable before the step.
 
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::wire::v1::Severity;

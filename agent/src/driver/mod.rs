@@ -43,6 +43,7 @@ use std::time::Duration;
 use plimsoll_agent_core::{Core, Ctx, Event, Outcome};
 use plimsoll_protocol::wire::v1::{ModelHealth, RunningModel, Severity};
 use plimsoll_protocol::{Digest, ModelName};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -143,7 +144,7 @@ pub async fn run(settings: Settings, reload: Reload) -> Result<(), BootError> {
     }
     let [mut terminate, mut interrupt, mut hangup] = signals()?;
     // The service is up: models load next, and a slow one must not look like a service that does not start.
-    notify(&[sd_notify::NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
     tracing::info!(agent.boot = driver.stamp.boot, agent.state = %driver.settings.state_dir.display(), "agent started");
 
     driver.settle(first);
@@ -166,12 +167,12 @@ pub async fn run(settings: Settings, reload: Reload) -> Result<(), BootError> {
             Some(request) = asks.recv() => driver.on_ask(request),
             () = tokio::time::sleep(pause) => driver.on_time(),
             _ = hangup.recv() => {
-                notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::MonotonicUsec(0))]);
+                notify_reloading();
                 match reload() {
                     Ok(new) => driver.reload(new),
                     Err(why) => driver.reload_failed(&why),
                 }
-                notify(&[sd_notify::NotifyState::Ready]);
+                notify(&[NotifyState::Ready]);
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -198,7 +199,13 @@ fn signals() -> Result<[tokio::signal::unix::Signal; 3], BootError> {
 }
 
 /// Tells systemd; a process that systemd did not start tells nobody.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
+/// systemd wants the time of the reload with it; without a monotonic clock any time will do.
+fn notify_reloading() {
+    let at = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
+    notify(&[NotifyState::Reloading, at]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "systemd could not be told");
     }
@@ -211,7 +218,7 @@ async fn stop(
     child: mpsc::Receiver<ChildEvent>,
     supervisor: tokio::task::JoinHandle<()>,
 ) {
-    notify(&[sd_notify::NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
     tracing::info!("agent stops");
     if driver.say_goodbye() {
         let gone = async {
@@ -337,7 +344,7 @@ impl Driver {
             self.order(Order::Stats);
         }
         if self.watchdog.as_mut().is_some_and(|w| w.due(now)) {
-            notify(&[sd_notify::NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
     }
 

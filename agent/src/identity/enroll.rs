@@ -19,7 +19,7 @@ use crate::tls;
 
 /// Longest answer read: certificate, CA and a TUF root of at most 1 MiB.
 const MAX_ANSWER: usize = 2 * 1024 * 1024;
-/// An enrolment is one round trip and one signature; a minute is a hundred times that on a slow link.
+/// An enrolment, or a renewal, is one round trip and one signature; a minute is a hundred times that on a slow link.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What `plimsoll-agent enroll` was asked.
@@ -140,14 +140,7 @@ async fn call(
         let why = "the address must start with https://".to_owned();
         return Err(EnrollError::Unreachable { server: server.to_owned(), why });
     }
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls::pinned(options.token.ca)?)
-        .timeout(TIMEOUT)
-        .https_only(true)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .build()
-        .map_err(unreachable)?;
+    let client = client(tls::pinned(options.token.ca)?).map_err(unreachable)?;
     let response =
         client.post(format!("{server}{ENROLL_PATH}")).json(request).send().await.map_err(unreachable)?;
     let status = response.status();
@@ -163,6 +156,17 @@ async fn call(
     }
     serde_json::from_slice(&body)
         .map_err(|e| EnrollError::Answer { server: server.to_owned(), why: e.to_string() })
+}
+
+/// For the one call of an enrolment or a renewal.
+pub(super) fn client(tls: rustls::ClientConfig) -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .timeout(TIMEOUT)
+        .https_only(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
 }
 
 pub(super) async fn read_limited(mut response: reqwest::Response) -> Result<Vec<u8>, String> {

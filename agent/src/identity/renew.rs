@@ -5,12 +5,9 @@ use std::time::Duration;
 use plimsoll_protocol::wire::v1::{RENEW_PATH, RenewResponse};
 
 use super::Identity;
-use super::enroll::{certified, problem_detail, read_limited};
+use super::enroll::{certified, client, problem_detail, read_limited};
 use crate::clock::Clock;
 use crate::tls::{self, Trouble};
-
-/// One round trip and one signature, as an enrolment.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A renewal that did not happen. The present certificate stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +33,8 @@ pub async fn renew(identity: &Identity, clock: &Clock) -> Result<Identity, Renew
         let trouble = tls::trouble(&error);
         RenewError { trouble, ..plain(crate::causes(&error.without_url())) }
     };
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls::mutual(identity, clock).map_err(|e| plain(crate::causes(&e)))?)
-        .timeout(TIMEOUT)
-        .https_only(true)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .build()
-        .map_err(unreachable)?;
+    let tls = tls::mutual(identity, clock).map_err(|e| plain(crate::causes(&e)))?;
+    let client = client(tls).map_err(unreachable)?;
     let response = client.post(&url).send().await.map_err(unreachable)?;
     let status = response.status();
     let retry_after = response.headers().get(reqwest::header::RETRY_AFTER);

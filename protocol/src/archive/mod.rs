@@ -53,7 +53,7 @@ pub struct Index {
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// The file ended, or the system failed.
-    #[error("the export cannot be read to its end: it was cut off, or its medium fails")]
+    #[error("the export ended too early, or its medium failed")]
     Io(#[from] io::Error),
     /// It is not an export. Names the member and what is wrong with it.
     #[error("this is not an export that may be taken: {0}; make it again with `plimsoll bundle export`")]
@@ -208,16 +208,25 @@ impl<W: Write> Writer<W> {
         version: &semver::Version,
         documents: &Documents,
     ) -> Result<Self, ArchiveError> {
-        let mut this = Self { out, left: 0, padding: 0 };
+        let mut this = Self::plain(out);
         let index = Index { plimsoll_export: 1, model: model.clone(), version: version.clone() };
         let json = serde_json::to_vec(&index).map_err(io::Error::from)?;
-        this.member(INDEX, json.len() as u64)?;
-        this.write(&json)?;
+        this.file(INDEX, &json)?;
         for (name, bytes) in documents {
-            this.member(&format!("{METADATA}{name}"), bytes.len() as u64)?;
-            this.write(bytes)?;
+            this.file(&format!("{METADATA}{name}"), bytes)?;
         }
         Ok(this)
+    }
+
+    /// Begins an archive of other files, for whoever reads it with `tar`; a [`Reader`] refuses it.
+    pub const fn plain(out: W) -> Self {
+        Self { out, left: 0, padding: 0 }
+    }
+
+    /// A whole file under a name of at most 100 visible ASCII characters.
+    pub fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), ArchiveError> {
+        self.member(name, bytes.len() as u64)?;
+        self.write(bytes)
     }
 
     /// Begins a blob of exactly `size` bytes, which [`Writer::write`] takes.
