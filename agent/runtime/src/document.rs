@@ -14,7 +14,7 @@ use tract_onnx::pb::{
 };
 
 use crate::engine::TensorInfo;
-use crate::error::RuntimeError;
+use crate::error::{MissingOperator, RuntimeError, full_name};
 use crate::proto::our_type;
 use crate::tensor::element_count;
 
@@ -80,9 +80,17 @@ impl Document {
         }
         let proto = ModelProto::decode(bytes).map_err(|e| malformed(e.to_string()))?;
         let graph = proto.graph.as_ref().ok_or_else(|| malformed("it has no graph".into()))?;
-        let mut screen =
-            Screen { allowed: external, nodes: 0, operators: BTreeMap::new(), external: BTreeSet::new() };
+        let mut screen = Screen {
+            allowed: external,
+            nodes: 0,
+            operators: BTreeMap::new(),
+            missing: Vec::new(),
+            external: BTreeSet::new(),
+        };
         screen.graph(graph, 0)?;
+        if !screen.missing.is_empty() {
+            return Err(RuntimeError::Operators(screen.missing));
+        }
         let (operators, external) = (screen.operators, screen.external);
         let initialised: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
         let inputs: Vec<&ValueInfoProto> =
@@ -120,7 +128,7 @@ impl Document {
 }
 
 /// `""` and `ai.onnx` are one domain.
-fn domain(text: &str) -> &str {
+pub(crate) fn domain(text: &str) -> &str {
     if text == "ai.onnx" { "" } else { text }
 }
 
@@ -169,6 +177,7 @@ struct Screen<'a> {
     allowed: &'a ExternalData,
     nodes: usize,
     operators: BTreeMap<String, u64>,
+    missing: Vec<MissingOperator>,
     external: BTreeSet<SafePath>,
 }
 
@@ -189,26 +198,25 @@ impl Screen<'_> {
         let constants: BTreeMap<&str, &TensorProto> =
             graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
         for node in &graph.node {
-            self.operator(node)?;
+            self.operator(node);
             check_made_shape(node, &constants)?;
             node.attribute.iter().try_for_each(|a| self.attribute(node, a, depth))?;
         }
         Ok(())
     }
 
-    fn operator(&mut self, node: &NodeProto) -> Result<(), RuntimeError> {
-        let domain = domain(&node.domain);
-        let full =
-            if domain.is_empty() { node.op_type.clone() } else { format!("{domain}.{}", node.op_type) };
-        if !crate::engine::knows_operator(domain, &node.op_type) {
-            return Err(RuntimeError::Unsupported(format!(
-                "operator {full} of node {:?} is not supported; {}",
-                node_name(node),
-                remedy(domain, &node.op_type)
-            )));
+    /// Counts the operator, or notes that it is missing: whoever exports the model again wants to know all of them.
+    fn operator(&mut self, node: &NodeProto) {
+        let (domain, operator) = (domain(&node.domain), node.op_type.as_str());
+        if !crate::engine::knows_operator(domain, operator) {
+            self.missing.push(MissingOperator {
+                node: node_name(node).to_owned(),
+                domain: domain.to_owned(),
+                operator: operator.to_owned(),
+                remedy: remedy(domain, operator),
+            });
         }
-        *self.operators.entry(full).or_default() += 1;
-        Ok(())
+        *self.operators.entry(full_name(domain, operator)).or_default() += 1;
     }
 
     fn attribute(&mut self, node: &NodeProto, a: &AttributeProto, depth: usize) -> Result<(), RuntimeError> {
@@ -342,6 +350,6 @@ fn check_made_shape(node: &NodeProto, constants: &BTreeMap<&str, &TensorProto>) 
 }
 
 /// A node's name, or that of its first output: exporters leave names out.
-fn node_name(node: &NodeProto) -> &str {
+pub(crate) fn node_name(node: &NodeProto) -> &str {
     if node.name.is_empty() { node.output.first().map_or("", String::as_str) } else { &node.name }
 }

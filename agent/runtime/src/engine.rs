@@ -15,12 +15,15 @@ use plimsoll_protocol::bundle::{DataType, MAX_ELEMENTS, SafePath};
 use plimsoll_runtime_ml as ml;
 use serde::{Deserialize, Serialize};
 use tract_onnx::Onnx;
+use tract_onnx::model::ParsingContext;
+use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{DimFact, Factoid, InferenceModelExt};
 use tract_onnx::tract_hir::internal::TractErrorContext;
 
+use crate::check::Problem;
 use crate::convert::{from_tract, our_datum_type, to_tract};
-use crate::document::{Document, ExternalData};
+use crate::document::{Document, ExternalData, domain, node_name};
 use crate::error::{RuntimeError, TensorError};
 use crate::tensor::Tensor;
 
@@ -116,6 +119,38 @@ pub(crate) fn knows_operator(domain: &str, name: &str) -> bool {
         "" => ONNX.op_register.0.contains_key(name) && !elsewhere(),
         other => ml::has(other, name),
     }
+}
+
+/// Every operator that the engine has, by domain (`""` is `ai.onnx`): what a device says that it can run. Made anew each
+/// time, so that a process which only asks keeps nothing of it.
+pub fn operators() -> BTreeMap<String, BTreeSet<String>> {
+    let onnx = tract_onnx::onnx();
+    let elsewhere = |name: &str| ml::has(ml::DOMAIN, name) || ml::has(ml::CONTRIB_DOMAIN, name);
+    let own = onnx.op_register.0.keys().filter(|name| !elsewhere(name)).cloned();
+    let of = |domain: &str| (domain.to_owned(), ml::names(domain).map(str::to_owned).collect());
+    BTreeMap::from([(String::new(), own.collect()), of(ml::DOMAIN), of(ml::CONTRIB_DOMAIN)])
+}
+
+/// The nodes of the outer graph that the engine refuses to build although it has their operators, each with its reason;
+/// it stops at the first itself. Empty when the reason lies elsewhere.
+pub(crate) fn refused_nodes(path: &Path) -> Vec<Problem> {
+    let Ok(document) = Document::read(path, &ExternalData::Beside) else { return Vec::new() };
+    let Some(graph) = document.proto.graph.as_ref() else { return Vec::new() };
+    let context = ParsingContext {
+        onnx_operator_set_version: document.opsets.get("").copied().unwrap_or(0),
+        framework: &ONNX,
+        model: &document.proto,
+        parent_graphs: vec![graph],
+        model_dir: document.folder.as_deref(),
+        template: InferenceModel::default(),
+    };
+    let refused = |node: &NodeProto| {
+        let build = ONNX.op_register.0.get(&node.op_type)?;
+        let built = caught("build a node", || build(&context, node).map(drop).map_err(unsupported));
+        let why = built.err()?.to_string();
+        Some(Problem::of_node(node_name(node), domain(&node.domain), &node.op_type, why))
+    };
+    graph.node.iter().filter_map(refused).collect()
 }
 
 type Plan = Arc<TypedRunnableModel>;

@@ -28,6 +28,9 @@ pub enum RuntimeError {
     /// Well-formed, but the engine cannot run it. Names operator and node where the engine tells.
     #[error("the runtime cannot run this model: {0}")]
     Unsupported(String),
+    /// Well-formed, but it uses operators that the engine does not have; never empty.
+    #[error("the runtime cannot run this model: {}", first_and_more(.0))]
+    Operators(Vec<MissingOperator>),
     /// The manifest and the model do not describe the same tensors.
     #[error("bundle.json does not fit the model: {0}")]
     Manifest(String),
@@ -45,6 +48,33 @@ pub enum RuntimeError {
         /// The panic's message.
         why: String,
     },
+}
+
+/// A node whose operator the engine does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("operator {} of node {node:?} is not supported; {remedy}", full_name(domain, operator))]
+pub struct MissingOperator {
+    /// Its name, or that of its first output: exporters leave names out.
+    pub node: String,
+    /// `""` is `ai.onnx`.
+    pub domain: String,
+    /// Name of the operator in its domain.
+    pub operator: String,
+    /// What the owner of the model can do about it.
+    pub remedy: &'static str,
+}
+
+/// `Relu` of `ai.onnx`, `ai.onnx.ml.Scaler` of another domain.
+pub(crate) fn full_name(domain: &str, operator: &str) -> String {
+    if domain.is_empty() { operator.to_owned() } else { format!("{domain}.{operator}") }
+}
+
+fn first_and_more(missing: &[MissingOperator]) -> String {
+    let first = missing.first().map(ToString::to_string).unwrap_or_default();
+    match missing.len() {
+        0 | 1 => first,
+        n => format!("{first} (and {} more nodes; `plimsoll model check` lists them all)", n - 1),
+    }
 }
 
 /// A tensor that is not what it should be.

@@ -156,7 +156,7 @@ pub fn read_sample(dir: &Path, sample: &GoldenSample) -> Result<Exchange, Runtim
 
 /// Compares answers with expectations; returns the largest finite distance and the first difference. Outputs beyond
 /// the expected ones are not compared.
-fn compare(
+pub(crate) fn compare(
     specs: &[OutputSpec],
     got: &[Tensor],
     expected: &[Tensor],
@@ -235,7 +235,9 @@ pub fn record_golden(model: &Model, samples: u32, seed: u64) -> Result<Vec<Excha
     let mut random = SplitMix(seed);
     (0..samples)
         .map(|_| {
-            let draw = |spec| draw_input(spec, model.manifest(), &mut random);
+            // Pixels that a step scales down arrive as 0 to 255, others as the model takes them.
+            let scaled = |name: &str| model.manifest().pre.iter().any(|s| steps::reads(s) == name);
+            let draw = |spec: &InputSpec| draw_input(spec, scaled(&spec.name), &mut random);
             let inputs: Vec<Tensor> = model.manifest().inputs.iter().map(draw).collect();
             let outputs = model.infer(inputs.clone())?;
             Ok((inputs, outputs))
@@ -244,11 +246,9 @@ pub fn record_golden(model: &Model, samples: u32, seed: u64) -> Result<Vec<Excha
 }
 
 /// One row of plausible values: pixels for images, the stated range for columns, small integers for indices.
-fn draw_input(spec: &InputSpec, manifest: &Manifest, random: &mut SplitMix) -> Tensor {
+pub(crate) fn draw_input(spec: &InputSpec, scaled: bool, random: &mut SplitMix) -> Tensor {
     let shape: Vec<usize> = spec.shape.iter().map(|d| usize::try_from(*d).unwrap_or(1)).collect();
     let count: usize = shape.iter().product(); // bounded by the manifest's own limit
-    // Pixels that a step scales down arrive as 0 to 255, others as the model takes them.
-    let scaled = manifest.pre.iter().any(|s| steps::reads(s) == spec.name);
     let float = |at: usize, random: &mut SplitMix| -> f32 {
         match spec.content {
             InputContent::Image if scaled => (random.unit() * 255.0).round(),
@@ -284,7 +284,7 @@ fn draw_input(spec: &InputSpec, manifest: &Manifest, random: &mut SplitMix) -> T
 }
 
 /// SplitMix64: the same sequence on every machine for a seed, in six lines; nothing here needs better randomness.
-struct SplitMix(u64);
+pub(crate) struct SplitMix(pub(crate) u64);
 
 impl SplitMix {
     fn next(&mut self) -> u64 {

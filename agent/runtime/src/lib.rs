@@ -7,6 +7,8 @@
 //!
 //! Used by the agent's serving child and by `plimsoll bundle pack`, so a model is packed by the code that serves it.
 
+mod check;
+mod confine;
 mod convert;
 mod document;
 mod engine;
@@ -23,11 +25,13 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use check::{CheckReport, Measured, Problem, SampleFiles, Trial, check};
+pub use confine::{Bounds, STACK, confine, how_it_ended, share_of, with_room};
 pub use document::{ExternalData, MAX_DOCUMENT_BYTES, MAX_NESTING, MAX_NODES};
 pub use engine::{
-    Description, Engine, PLANS_KEPT, Runtime, TensorInfo, TractRuntime, describe, describe_bytes,
+    Description, Engine, PLANS_KEPT, Runtime, TensorInfo, TractRuntime, describe, describe_bytes, operators,
 };
-pub use error::{RuntimeError, TensorError};
+pub use error::{MissingOperator, RuntimeError, TensorError};
 pub use golden::{Difference, Exchange, Mismatch, SelfTestReport, read_sample, record_golden, self_test};
 pub use model::Model;
 pub use proto::{MAX_TENSOR_FILE, decode_tensor, encode_tensor, read_tensor};
