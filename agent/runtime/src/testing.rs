@@ -78,6 +78,21 @@ pub fn mlp(inputs: usize, hidden: usize, classes: usize) -> Vec<u8> {
     })
 }
 
+/// Name, datatype and shape of an input or output; -1 is any size, the same for all.
+pub type Port<'a> = (&'a str, DataType, &'a [i64]);
+
+/// Nodes between inputs and outputs as the bytes of a document.
+pub fn graph(
+    inputs: &[Port<'_>],
+    outputs: &[Port<'_>],
+    initializer: Vec<TensorProto>,
+    node: Vec<NodeProto>,
+) -> Vec<u8> {
+    let ports = |ports: &[Port<'_>]| ports.iter().map(|(n, d, s)| tensor_info(n, *d, s)).collect();
+    let (input, output) = (ports(inputs), ports(outputs));
+    model(GraphProto { name: "graph".into(), input, output, initializer, node, ..Default::default() })
+}
+
 /// A graph as the bytes of a document of opset 13.
 pub fn model(graph: GraphProto) -> Vec<u8> {
     let opset = OperatorSetIdProto { domain: String::new(), version: 13 };

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use plimsoll_runtime::how_it_ended;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 
-use super::limits;
 use crate::serve::control::{Answer, MAX_LINE, Order};
 
 /// Orders that may wait for the child: loads and swaps of 8 models, statistics, windows.
@@ -39,8 +39,6 @@ pub struct Spawn {
     pub args: Vec<OsString>,
     /// Its log filter, as `PLIMSOLL_LOG`: it reads no settings file.
     pub log: String,
-    /// Memory that it may have for data; `None` for no limit.
-    pub data_bytes: Option<u64>,
     /// First order.
     pub configure: Order,
 }
@@ -133,16 +131,15 @@ async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<St
 }
 
 fn start(spawn: &Spawn) -> std::io::Result<Child> {
-    let child = Command::new(&spawn.program)
+    // It bounds itself before it opens a model.
+    Command::new(&spawn.program)
         .args(&spawn.args)
         .env("PLIMSOLL_LOG", &spawn.log)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .kill_on_drop(true)
-        .spawn()?;
-    limits::limit(child.id(), spawn.data_bytes);
-    Ok(child)
+        .spawn()
 }
 
 async fn write_orders(mut stdin: ChildStdin, mut orders: mpsc::Receiver<Order>) {
@@ -187,25 +184,12 @@ async fn ended(mut child: Child, reason: String) -> String {
         return reason;
     }
     match tokio::time::timeout(DRAIN, child.wait()).await {
-        Ok(Ok(status)) => describe(status),
+        Ok(Ok(status)) => how_it_ended(status),
         Ok(Err(error)) => format!("its end could not be read: {error}"),
         Err(_) => {
             let _ = child.kill().await;
             "it closed its output but did not end, and was killed".into()
         }
-    }
-}
-
-/// `killed by signal 9 (out of memory?)`, `exit code 3`.
-pub fn describe(status: std::process::ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it ended with exit code {code}"),
-        (None, Some(9)) => "it was killed (signal 9; the kernel does so when memory runs out)".into(),
-        (None, Some(6)) => "it aborted (signal 6)".into(),
-        (None, Some(11)) => "it crashed (signal 11, a bad memory access or an overflowing stack)".into(),
-        (None, Some(signal)) => format!("it ended by signal {signal}"),
-        (None, None) => "it ended in an unknown way".into(),
     }
 }
 
@@ -218,7 +202,6 @@ mod tests {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             log: "info".into(),
-            data_bytes: None,
             configure: Order::Configure {
                 listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
                 socket: None,

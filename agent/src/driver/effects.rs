@@ -5,7 +5,7 @@ use plimsoll_protocol::wire::v1::Severity;
 use plimsoll_protocol::{Digest, ModelName};
 
 use super::work::{Done, FetchJob};
-use super::{Driver, limits, selftest, work};
+use super::{Driver, selftest, work};
 use crate::serve::control::Order;
 use crate::tls::{self, Trouble};
 
@@ -30,9 +30,8 @@ impl Driver {
             }
             Effect::SelfTest { model, digest } => {
                 let (program, dir) = (self.program.clone(), self.slots.dir(digest));
-                let data_bytes = limits::data_bytes(self.sampler.machine().ram_bytes);
                 self.spawn(model, digest, async move {
-                    let what = selftest::run(&program, &dir, data_bytes, selftest::LIMIT).await;
+                    let what = selftest::run(&program, &dir, selftest::LIMIT).await;
                     Done::plain(what)
                 });
             }

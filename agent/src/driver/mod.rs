@@ -23,7 +23,6 @@ mod drift;
 mod effects;
 mod hear;
 mod import;
-mod limits;
 mod reports;
 mod selftest;
 #[cfg(test)]
@@ -353,7 +352,6 @@ impl Driver {
             program: self.program.clone(),
             args: vec!["serve".into()],
             log: self.settings.log.clone(),
-            data_bytes: limits::data_bytes(self.sampler.machine().ram_bytes),
             configure: Order::Configure {
                 listen: self.settings.listen,
                 socket: self.settings.socket.clone(),

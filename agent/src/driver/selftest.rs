@@ -6,10 +6,9 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use plimsoll_agent_core::{Failure, ModelEvent};
+use plimsoll_runtime::how_it_ended;
 use tokio::process::Command;
 
-use super::child::describe;
-use super::limits;
 use crate::serve::control::SelfTestLine;
 
 /// Limit of a self-test: the core allows 10 minutes for loading and 64 samples at 5 s; half of that is left for a
@@ -21,7 +20,7 @@ const MISMATCH: i32 = 3;
 const UNLOADABLE: i32 = 4;
 
 /// Runs the golden samples of a bundle. Never fails: every end is an event.
-pub async fn run(program: &Path, dir: &Path, data_bytes: Option<u64>, limit: Duration) -> ModelEvent {
+pub async fn run(program: &Path, dir: &Path, limit: Duration) -> ModelEvent {
     let child = Command::new(program)
         .arg("selftest")
         .arg("--dir")
@@ -33,7 +32,6 @@ pub async fn run(program: &Path, dir: &Path, data_bytes: Option<u64>, limit: Dur
         .spawn();
     let ended = async {
         let child = child?;
-        limits::limit(child.id(), data_bytes);
         child.wait_with_output().await
     };
     match tokio::time::timeout(limit, ended).await {
@@ -53,7 +51,7 @@ fn judge(output: &Output) -> ModelEvent {
         Some(MISMATCH | UNLOADABLE) => {
             ModelEvent::SelfTestFailed { failure: Failure::Permanent, reason: said }
         }
-        _ => broke(format!("the self-test {}", describe(output.status).trim_start_matches("it "))),
+        _ => broke(format!("the self-test {}", how_it_ended(output.status).trim_start_matches("it "))),
     }
 }
 
@@ -90,7 +88,7 @@ mod tests {
         let program = dir.path().join("agent");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        run(&program, dir.path(), None, limit).await
+        run(&program, dir.path(), limit).await
     }
 
     #[tokio::test]

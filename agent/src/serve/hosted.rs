@@ -15,15 +15,11 @@ use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, UnixMillis};
 use plimsoll_runtime::features::Featurizer;
-use plimsoll_runtime::{Model, RuntimeError, Tensor, TensorError, architecture, read_sample};
+use plimsoll_runtime::{Model, RuntimeError, STACK, Tensor, TensorError, architecture, read_sample};
 use tokio::sync::oneshot;
 
 use super::drift::{self, Drift, Rows};
 use super::latency::Latencies;
-
-/// Stack of a thread that loads or runs a model. The default of 2 MiB suffices for every model measured; address
-/// space costs nothing, and an overflow would cost the process.
-const STACK: usize = 16 * 1024 * 1024;
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]

@@ -26,10 +26,14 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context;
+use plimsoll_runtime::{Bounds, confine, with_room};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The kernel's choice when memory runs out: the child before the driver (0), after nothing that matters.
 const OOM_SCORE: &str = "500";
+/// Processor time of a self-test: as long as its driver waits for it (5 minutes), for tract computes on one core. It
+/// ends a self-test that a person started, too, and one whose driver died.
+const SELF_TEST_CPU_S: u64 = 5 * 60;
 
 /// `plimsoll-agent serve`: obeys the driver on standard input until told to drain or the driver is gone. Returns the
 /// exit status.
@@ -37,6 +41,7 @@ pub fn child_main() -> anyhow::Result<u8> {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         tracing::debug!(%error, "the memory score of the serving child was not set");
     }
+    bound(&Bounds::serving());
     let runtime = runtime()?;
     let (answers, writer) = stdio::answers().context("no thread for the control channel")?;
     let orders = stdio::orders().context("no thread for the control channel")?;
@@ -55,12 +60,21 @@ pub fn child_main() -> anyhow::Result<u8> {
 /// `plimsoll-agent selftest --dir DIR`: prints one JSON line ([`control::SelfTestLine`]) and returns the exit status:
 /// 0 passed, 3 answered wrongly, 4 does not load or run.
 pub fn selftest_main(dir: &Path) -> anyhow::Result<u8> {
-    let (line, status) = bundle::self_test_line(dir);
+    bound(&Bounds::trying(SELF_TEST_CPU_S));
+    let (line, status) = with_room(|| bundle::self_test_line(dir)).context("no thread for the model")?;
     let mut output = io::stdout().lock();
     serde_json::to_writer(&mut output, &line)?;
     output.write_all(b"\n")?;
     output.flush()?;
     Ok(status)
+}
+
+/// Bounds this process before it opens a model. One that cannot be bounded is told and runs without: a device whose
+/// kernel refuses limits still has a model to serve.
+fn bound(bounds: &Bounds) {
+    if let Err(error) = confine(bounds) {
+        tracing::warn!(%error, "a process that runs models has not all of its limits");
+    }
 }
 
 /// One thread: the endpoint waits, models compute on threads of their own.

@@ -4,10 +4,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::api::{Api, Connection};
 use crate::output::{Form, Screen};
-use crate::{bundle, ca, device, events, rollout, token, trust, tuf};
+use crate::{bundle, ca, device, events, model, rollout, token, trust, tuf};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by a gate or a verification \
-(bad signature, wrong digest, golden samples that differ, a rollout that was rolled back).";
+(bad signature, wrong digest, a model that does not run, golden samples that differ, a rollout that was rolled back).";
 
 /// Ship ML models to a fleet of devices, and never past the line.
 #[derive(Debug, Parser)]
@@ -38,6 +38,9 @@ pub enum Command {
     /// Keys, and who may sign for which model
     #[command(subcommand)]
     Trust(trust::Command),
+    /// Look at a model before it is packed
+    #[command(subcommand)]
+    Model(model::Command),
     /// Pack, inspect, verify and publish model versions
     #[command(subcommand)]
     Bundle(bundle::Command),
@@ -65,6 +68,7 @@ pub async fn run(cli: Cli, screen: &Screen) -> anyhow::Result<()> {
     let api = || Api::new(&cli.global.connection);
     match cli.command {
         Command::Trust(command) => trust::run(command, &api()?, screen).await,
+        Command::Model(command) => model::run(command, screen).await,
         Command::Bundle(command) => bundle::run(command, api, screen).await,
         Command::Device(command) => device::run(command, &api()?, screen).await,
         Command::Ca(command) => ca::run(command, &api()?, screen).await,

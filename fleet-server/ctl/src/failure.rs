@@ -24,6 +24,11 @@ pub struct Refused(pub String);
 #[error("{0}")]
 pub struct Usage(pub String);
 
+/// A child of this command failed with this exit code, and has told why.
+#[derive(Debug, thiserror::Error)]
+#[error("")]
+pub struct Told(pub u8);
+
 /// The exit code of an error: that of the first cause that has one.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code_of).unwrap_or(FAILED)
@@ -32,6 +37,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<Usage>() {
         return Some(USAGE);
+    }
+    if let Some(Told(code)) = cause.downcast_ref() {
+        return Some(*code);
     }
     if let Some(api) = cause.downcast_ref::<ApiError>() {
         return Some(if api.is_refusal() { REFUSED } else { FAILED });

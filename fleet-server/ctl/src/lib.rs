@@ -5,6 +5,7 @@
 //!
 //! - [`cli`]: arguments and dispatch
 //! - [`trust`]: keys, who may sign for what, and changes that several people sign
+//! - [`model`]: whether a model runs on the agent, and the limited process that tries it
 //! - [`bundle`]: pack, inspect, verify, publish
 //! - [`ca`]: change the fleet's certificate authority
 //! - [`device`], [`rollout`], [`events`], [`token`]: operate the fleet
@@ -22,6 +23,7 @@ pub mod events;
 pub mod failure;
 mod join;
 pub mod keys;
+pub mod model;
 pub mod output;
 pub mod rollout;
 pub mod time;
@@ -52,7 +54,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            screen.error(&error);
+            if !error.is::<failure::Told>() {
+                screen.error(&error);
+            }
             ExitCode::from(failure::exit_code(&error))
         }
     }

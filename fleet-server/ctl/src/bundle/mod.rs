@@ -18,6 +18,7 @@ use plimsoll_protocol::api::ModelVersion;
 
 use crate::api::Api;
 use crate::output::{Screen, bytes, table};
+pub(crate) use pack::{data_sets, numbered};
 
 /// `plimsoll bundle …`
 #[derive(Debug, Subcommand)]
@@ -47,7 +48,7 @@ pub enum Command {
 /// Dispatch. The server is only prepared for commands that need it.
 pub async fn run(command: Command, api: impl Fn() -> Result<Api>, screen: &Screen) -> Result<()> {
     match command {
-        Command::Pack(args) => pack::run(&args, screen),
+        Command::Pack(args) => pack::run(&args, screen).await,
         Command::Inspect { dir } => inspect::run(&dir, screen),
         Command::Verify(args) => verify::run(&args, api, screen).await,
         Command::Publish(args) => publish::run(&args, &api()?, screen).await,

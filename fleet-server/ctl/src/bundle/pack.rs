@@ -2,6 +2,10 @@
 //!
 //! The bundle is built in a folder beside its destination and moved there whole, so an interrupted or refused pack
 //! leaves nothing behind that looks like a bundle.
+//!
+//! The model is somebody's file, so this command never opens it: it asks a limited child whether the model runs, then
+//! starts itself once more to pack, limited too, and that child has the samples run by a third, whose peak memory is
+//! the model's and nobody else's.
 
 mod draft;
 mod golden;
@@ -14,14 +18,20 @@ use anyhow::{Context, Result, bail};
 use plimsoll_protocol::ModelName;
 use plimsoll_protocol::bundle::{Manifest, Step, Tolerance};
 use plimsoll_protocol::drift::Order;
-use plimsoll_runtime::{Model, SelfTestReport, architecture, describe, features, self_test};
+use plimsoll_runtime::{Bounds, Model, SelfTestReport, Trial, confine, describe, features, how_it_ended};
 use serde_json::json;
 
 use super::inspect::proves;
 use crate::cli::pair;
-use crate::failure::{Refused, Usage};
+use crate::failure::{FAILED, Refused, Told, Usage};
+use crate::model::confined::{Room, check_model, self_test_bundle};
+use crate::model::does_not_run;
 use crate::output::{Screen, bytes};
 use draft::Draft;
+pub(crate) use golden::{data_sets, numbered};
+
+/// Says to this program that it is the child that packs.
+const CONFINED: &str = "PLIMSOLL_PACK_CONFINED";
 
 /// `plimsoll bundle pack MODEL.onnx`
 #[derive(Debug, clap::Args)]
@@ -72,11 +82,49 @@ pub struct Pack {
     /// Lineage, free: `commit=abc123`, `author=…`, `licence=…`. Repeatable.
     #[arg(long = "annotation", value_name = "K=V", value_parser = pair)]
     annotations: Vec<(String, String)>,
+    /// This is the child that packs.
+    #[arg(long, hide = true, env = CONFINED)]
+    confined: bool,
 }
 
-/// Packs, and says what came out.
-pub fn run(args: &Pack, screen: &Screen) -> Result<()> {
-    let packed = pack(args)?;
+/// Asks whether the model runs, then has it packed; neither in this process.
+pub async fn run(args: &Pack, screen: &Screen) -> Result<()> {
+    if args.confined {
+        let bounds = Bounds::serving(); // reference data may take hours: no limit of time
+        confine(&bounds).context("this process cannot be limited, so no model is opened")?;
+        let test = async |dir: &Path, m: &Manifest| self_test_bundle(dir, m, Room::default()).await;
+        return show(args, &pack(args, test).await?, screen);
+    }
+    let report = check_model(&args.onnx, Trial::default(), Room::default()).await?;
+    // What was drawn for it may not suit it: then its golden samples decide.
+    if !report.runs && (report.description.is_none() || args.golden.is_none()) {
+        return Err(does_not_run(&args.onnx, &report));
+    }
+    let program = std::env::current_exe().context("this program does not know where it lies")?;
+    let mut child = tokio::process::Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .env(CONFINED, "true")
+        .env_remove("PLIMSOLL_TOKEN") // nothing is sent from there
+        .kill_on_drop(true)
+        .spawn()
+        .context("the process that packs could not be started")?;
+    let id = child.id();
+    let status = child.wait().await.context("the process that packs")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(Told(u8::try_from(code).unwrap_or(FAILED)).into()),
+        None => {
+            if let Some(id) = id {
+                draft::remove(&args.out, id);
+            }
+            let (onnx, how) = (args.onnx.display(), how_it_ended(status));
+            bail!(Refused(format!("model {onnx} ended the process that packed it: {how}")))
+        }
+    }
+}
+
+/// Says what came out.
+fn show(args: &Pack, packed: &Packed, screen: &Screen) -> Result<()> {
     let m = &packed.manifest;
     let result = json!({
         "model": m.model, "version": m.version, "digest": packed.digest, "out": args.out,
@@ -126,7 +174,10 @@ struct Packed {
     notes: Vec<String>,
 }
 
-fn pack(args: &Pack) -> Result<Packed> {
+async fn pack(
+    args: &Pack,
+    self_test: impl AsyncFnOnce(&Path, &Manifest) -> Result<SelfTestReport>,
+) -> Result<Packed> {
     let mut notes = Vec::new();
     let description = describe(&args.onnx).with_context(|| format!("model {}", args.onnx.display()))?;
     let mut draft = Draft::begin(args, &description)?;
@@ -144,7 +195,7 @@ fn pack(args: &Pack) -> Result<Packed> {
         }
     }
     golden::guess_outputs(&mut draft, args)?;
-    let report = self_test(draft.dir(), &draft.manifest, architecture())?;
+    let report = self_test(draft.dir(), &draft.manifest).await?;
     if let Some(mismatch) = &report.mismatch {
         bail!(Refused(format!(
             "the model does not answer as expected: {mismatch}; was it exported wrongly, or are the samples of \

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use plimsoll_protocol::api::TrustState;
 use plimsoll_protocol::bundle::target_path;
-use plimsoll_runtime::{architecture, self_test};
 use serde_json::json;
 
 use super::files::LocalBundle;
 use crate::api::Api;
 use crate::failure::Refused;
 use crate::keys::{KeyArgs, KeyRing};
+use crate::model::confined::{Room, self_test_bundle};
 use crate::output::Screen;
 use crate::trust::{NOT_INITIALISED, read_current};
 
@@ -40,7 +40,7 @@ pub async fn run(args: &Verify, api: impl Fn() -> Result<Api>, screen: &Screen) 
     } else {
         None
     };
-    let report = if args.self_test { Some(answers(&bundle)?) } else { None };
+    let report = if args.self_test { Some(answers(&bundle).await?) } else { None };
     let m = &bundle.manifest;
     let result = json!({
         "model": m.model, "version": m.version, "digest": bundle.digest, "files": m.files.len(),
@@ -84,8 +84,8 @@ async fn signed_by(args: &Verify, bundle: &LocalBundle, api: &Api, screen: &Scre
     }
 }
 
-fn answers(bundle: &LocalBundle) -> Result<plimsoll_runtime::SelfTestReport> {
-    let report = self_test(&bundle.dir, &bundle.manifest, architecture())?;
+async fn answers(bundle: &LocalBundle) -> Result<plimsoll_runtime::SelfTestReport> {
+    let report = self_test_bundle(&bundle.dir, &bundle.manifest, Room::default()).await?;
     match &report.mismatch {
         Some(mismatch) => bail!(Refused(format!("bundle {}: {mismatch}", bundle.dir.display()))),
         None => Ok(report),

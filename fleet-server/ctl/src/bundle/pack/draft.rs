@@ -33,12 +33,8 @@ impl Draft {
             bail!(Usage(format!("{} exists already: a bundle is never overwritten", args.out.display())));
         }
         let manifest = manifest(args, description)?;
-        let name = args
-            .out
-            .file_name()
+        let dir = partial(&args.out, std::process::id())
             .ok_or_else(|| Usage(format!("--out {:?} is not a folder's name", args.out)))?;
-        let dir =
-            args.out.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(Self { dir, manifest })
     }
@@ -95,6 +91,19 @@ impl Drop for Draft {
     fn drop(&mut self) {
         // After `finish` the folder is gone and there is nothing to remove.
         let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Where process `id` makes the bundle `out`, when that is a folder's name.
+fn partial(out: &Path, id: u32) -> Option<PathBuf> {
+    let name = out.file_name()?;
+    Some(out.with_file_name(format!(".{}.{id}.partial", name.to_string_lossy())))
+}
+
+/// Removes what process `id` left of the bundle `out` when it was killed.
+pub fn remove(out: &Path, id: u32) {
+    if let Some(dir) = partial(out, id) {
+        let _ = std::fs::remove_dir_all(dir); // it may have died before it made one
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Parser;
 use plimsoll_protocol::bundle::{GoldenOrigin, InputContent, OutputKind};
-use plimsoll_runtime::{Data, testing};
+use plimsoll_runtime::{Data, architecture, testing};
 
 use super::*;
 use crate::bundle::files::LocalBundle;
@@ -40,7 +40,10 @@ impl Home {
             Some(name) => self.path().join(name).to_string_lossy().into_owned(),
             None => w.to_owned(),
         });
-        pack(&Line::try_parse_from(words)?.pack)
+        let args = Line::try_parse_from(words)?.pack;
+        // The real program has them run by a child; here that would be this test.
+        let test = async |dir: &Path, m: &Manifest| Ok(plimsoll_runtime::self_test(dir, m, architecture())?);
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(pack(&args, test))
     }
     /// Golden samples as a training framework would leave them: here the model's own answers.
     fn golden(&self, spoil: impl Fn(&mut Vec<f32>)) {
