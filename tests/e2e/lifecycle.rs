@@ -136,7 +136,7 @@ async fn maintenance_hours_come_with_a_reload_and_a_pause_survives_a_restart() {
         })
         .await?;
         waits(site, agent, "1.1.0", "plimsoll-agent resume").await?;
-        site.still_run("1.0.0").await?;
+        site.all_run("1.0.0").await?;
 
         // The operator lets it go on, from the server.
         let sent = site.fleet.plimsoll(&["device", "command", &agent.name, "resume"]).await?;

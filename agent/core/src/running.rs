@@ -114,12 +114,12 @@ pub(crate) fn rollback_asked(unit: &mut Unit, turn: &mut Turn) -> Result<(), Ref
     let Some(previous) = &unit.record.previous else {
         return refusal(unit, "there is no previous version on this device");
     };
-    let revoked = unit.record.order.as_ref().is_some_and(|o| o.wanted.blocked.contains(&previous.digest));
-    if revoked || turn.next.record.blocked(&unit.name, previous.digest).is_some() {
-        return refusal(unit, "the previous version is blocked");
-    }
     if turn.next.record.revoked.contains(&previous.digest) {
         return refusal(unit, "the previous version was revoked, and something else runs");
+    }
+    let by_order = unit.record.order.as_ref().is_some_and(|o| o.wanted.blocked.contains(&previous.digest));
+    if by_order || turn.next.record.blocked(&unit.name, previous.digest).is_some() {
+        return refusal(unit, "the previous version is blocked");
     }
     roll_back(unit, "an operator asked for it on the device", turn);
     Ok(())

@@ -45,16 +45,20 @@ impl Driver {
         };
         let before = version(self);
         tracing::warn!(model.name = %model, "an operator on the device asks for the previous version");
-        self.feed(Event::RollbackAsked { model: model.clone() });
+        let ctx = self.ctx();
+        let outcome = self.core.decide(Event::RollbackAsked { model: model.clone() }, &ctx);
+        let refused = self.settle(outcome);
         match (before, version(self)) {
             (Some((from, old)), Some((to, new))) if old != new => {
                 Reply::Done { text: format!("{model} goes back from {from} to {to}") }
             }
-            (Some((from, _)), Some(_)) => Reply::Refused {
-                text: format!(
-                    "{model} stays on {from}: there is no previous version that passed a trial here"
-                ),
-            },
+            (Some((from, _)), Some(_)) => {
+                let why = refused.map_or_else(
+                    || "the decision could not be written to the disk; see the log".to_owned(),
+                    |all| all.into_iter().map(|r| r.why).collect::<Vec<_>>().join("; "),
+                );
+                Reply::Refused { text: format!("{model} stays on {from}: {why}") }
+            }
             _ => Reply::Refused { text: format!("this device runs no model {model}") },
         }
     }

@@ -6,7 +6,7 @@ use plimsoll_protocol::wire::v1::{FleetConfig, ModelHealth, Severity};
 use super::Driver;
 use super::child::ChildEvent;
 use crate::mqtt::{self, Inbound, LinkEvent};
-use crate::serve::control::Answer;
+use crate::serve::control::{Answer, Order};
 
 impl Driver {
     pub(super) fn on_link(&mut self, event: LinkEvent) {
@@ -97,6 +97,8 @@ impl Driver {
             ChildEvent::Up { orders, addr } => {
                 tracing::info!(serve.address = %addr, "inference endpoint is open");
                 self.child = Some(orders);
+                let models = self.core.running().into_iter().map(|running| running.model).collect();
+                let _ = self.order(Order::Expect { models }); // its queue is empty
                 self.inference = Some(addr);
                 self.feed(Event::ServeStarted);
             }

@@ -39,7 +39,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use plimsoll_agent_core::{Core, Ctx, Event, Outcome};
+use plimsoll_agent_core::{Core, Ctx, Event, Outcome, Refused};
 use plimsoll_protocol::wire::v1::{ModelHealth, RunningModel, Severity};
 use plimsoll_protocol::{Digest, ModelName};
 use sd_notify::NotifyState;
@@ -146,7 +146,7 @@ pub async fn run(settings: Settings, reload: Reload) -> Result<(), BootError> {
     notify(&[NotifyState::Ready]);
     tracing::info!(agent.boot = driver.stamp.boot, agent.state = %driver.settings.state_dir.display(), "agent started");
 
-    driver.settle(first);
+    let _ = driver.settle(first); // the first decision is no answer to anybody
     driver.feed_rules();
     driver.look_at_disk();
     let (send_child, mut child) = mpsc::channel(MAILBOX);
@@ -241,7 +241,7 @@ impl Driver {
     fn feed(&mut self, event: Event) {
         let ctx = self.ctx();
         let outcome = self.core.decide(event, &ctx);
-        self.settle(outcome);
+        let _ = self.settle(outcome); // what was refused is logged
     }
 
     fn ctx(&mut self) -> Ctx {
@@ -254,8 +254,9 @@ impl Driver {
         }
     }
 
-    /// Persist, then act. Without a durable record nothing happens; the deadline of the state brings it back.
-    fn settle(&mut self, outcome: Outcome) {
+    /// Persist, then act. Without a durable record nothing happens; the deadline of the state brings it back. Gives
+    /// what was refused, or nothing when the decision could not be written.
+    fn settle(&mut self, outcome: Outcome) -> Option<Vec<Refused>> {
         let Self { core, keeper, .. } = self;
         let after = match outcome.commit(core, |record| keeper.write(record)) {
             Ok(after) => after,
@@ -266,7 +267,7 @@ impl Driver {
                 );
                 self.report_event(Severity::Alarm, "anchor.failed", text, None, None);
                 self.wake_ms = Some(self.clock.mono_ms() + PERSIST_RETRY_MS);
-                return;
+                return None;
             }
         };
         for refused in &after.refused {
@@ -286,6 +287,7 @@ impl Driver {
         let on_trial = running.iter().any(|m| !m.trial_passed);
         let period = if on_trial { STATS_ON_TRIAL_MS } else { STATS_MS };
         self.statistics.change(period, self.clock.mono_ms());
+        Some(after.refused)
     }
 
     /// Gives up the ballast when the disk is full, and with it everything that was fetched and is not needed now.

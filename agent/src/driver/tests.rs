@@ -82,7 +82,7 @@ impl Rig {
         let (mut driver, first) = boot::boot(layer.resolve().unwrap(), program, send_work).unwrap();
         // Documents of these tests are signed for a time that the machine has not reached yet.
         driver.clock.raise_floor(super::testing::NOW);
-        driver.settle(first);
+        let _ = driver.settle(first);
         let (send_child, child) = mpsc::channel(MAILBOX);
         tokio::spawn(child::supervise(driver.spawn_serve(), send_child));
         Self { driver, child, work, wire: Wire::default(), generation: 0 }

@@ -95,6 +95,7 @@ impl Child {
                 let at = At { listen, socket, bridge };
                 self.configure(at, Bounds::of_body(max_body), agent_version).await;
             }
+            Order::Expect { models } => self.endpoint.registry().expect(models),
             Order::Load { model, version, digest, dir, next_window } => {
                 tracing::info!(%model, %version, digest = %digest.short(), "loading");
                 self.load(model, digest, dir, next_window).await;

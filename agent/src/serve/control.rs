@@ -40,6 +40,12 @@ pub enum Order {
         /// The agent's version, told to callers of `GET /v2`.
         agent_version: String,
     },
+    /// Second order: the models that this device runs. Until they serve, a request for one of them is told to come
+    /// again; one for any other model, that it is not here. Not answered.
+    Expect {
+        /// Models.
+        models: Vec<ModelName>,
+    },
     /// Opens and warms up a bundle that the driver verified, beside whatever runs; takes no requests yet. Answered by
     /// [`Answer::Loaded`] or [`Answer::LoadFailed`]. Loading what is loaded answers at once.
     Load {

@@ -1,6 +1,6 @@
 //! Which bundles are in memory, which of them answer, and which one answers for each model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
@@ -17,9 +17,23 @@ pub struct Registry {
     loaded: BTreeMap<(ModelName, Digest), Arc<Hosted>>,
     served: BTreeMap<(ModelName, semver::Version), Arc<Hosted>>,
     active: BTreeMap<ModelName, Arc<Hosted>>,
+    /// Models that are to serve; `None` until somebody said which.
+    expected: Option<BTreeSet<ModelName>>,
 }
 
 impl Registry {
+    /// Says which models are to serve.
+    pub fn expect(&mut self, models: impl IntoIterator<Item = ModelName>) {
+        self.expected = Some(models.into_iter().collect());
+    }
+
+    /// Whether a model that does not serve may do so soon: an application that asks while the agent starts should
+    /// come again and not give up.
+    pub fn is_coming(&self, model: &str) -> bool {
+        let Some(expected) = &self.expected else { return true };
+        ModelName::new(model).is_ok_and(|name| expected.contains(&name))
+    }
+
     /// Adds a loaded bundle; it takes no requests yet.
     pub fn add(&mut self, hosted: Hosted) {
         let key = (hosted.manifest().model.clone(), hosted.digest());
@@ -42,7 +56,10 @@ impl Registry {
 
     /// Takes a bundle out; if it answered for its model, nothing does now.
     pub fn remove(&mut self, model: &ModelName, digest: Digest) -> Option<Retired> {
-        self.active.retain(|_, h| (&h.manifest().model, h.digest()) != (model, digest));
+        if self.active.get(model).is_some_and(|h| h.digest() == digest) {
+            self.active.remove(model);
+            self.expected.iter_mut().for_each(|expected| _ = expected.remove(model));
+        }
         self.served.retain(|_, h| (&h.manifest().model, h.digest()) != (model, digest));
         self.loaded.remove(&(model.clone(), digest)).map(Hosted::retire)
     }

@@ -92,6 +92,7 @@ async fn serve(options: &RunOptions, bundles: Vec<Whole>) -> anyhow::Result<()> 
     let now = now.map_or(0, |since| since.as_millis() as UnixMillis);
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let endpoint = Arc::new(Endpoint::new(version, Bounds::of_body(DEFAULT_MAX_BODY), super::nonce()?));
+    endpoint.registry().expect(bundles.iter().map(|b| b.manifest.model.clone()));
     // Listening first: a taken address is told before a model is loaded. Nobody is ready yet.
     let (tcp, addr) = Listener::tcp(options.listen).await.map_err(|why| anyhow!(why))?;
     let unix = options.socket.as_ref().map(Listener::unix).transpose().map_err(|why| anyhow!(why))?;

@@ -53,7 +53,7 @@ pub struct Index {
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// The file ended, or the system failed.
-    #[error("the export ended too early, or its medium failed")]
+    #[error("the export was cut off, or its medium failed")]
     Io(#[from] io::Error),
     /// It is not an export. Names the member and what is wrong with it.
     #[error("this is not an export that may be taken: {0}; make it again with `plimsoll bundle export`")]

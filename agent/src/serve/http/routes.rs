@@ -9,7 +9,7 @@ use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Answer, Endpoint, Refusal, document, documents, infer, ok, refusal_response, refuse};
+use super::{Answer, Endpoint, Refusal, busy, document, documents, infer, ok, refusal_response, refuse};
 use crate::serve::hosted::Hosted;
 
 /// Why no model comes in through the API.
@@ -101,6 +101,9 @@ fn allow(request: &Request<Incoming>, method: Method) -> Result<(), Refusal> {
 fn find(endpoint: &Endpoint, model: &str, version: Option<&str>) -> Result<Arc<Hosted>, Refusal> {
     let registry = endpoint.registry();
     let Some(hosted) = registry.active(model) else {
+        if registry.is_coming(model) {
+            return Err(busy("the model is being loaded; try again".into()));
+        }
         let served: Vec<String> = registry.all_active().map(|h| h.manifest().model.to_string()).collect();
         let model: String = model.chars().take(80).collect();
         return refuse(

@@ -5,7 +5,7 @@ use std::path::Path;
 use plimsoll_runtime::testing::classifier_manifest;
 use serde_json::json;
 
-use super::support::{Child, MAX_BODY, bundle, get, post, send};
+use super::support::{Child, MAX_BODY, bundle, get, meter, post, send};
 use crate::serve::control::{Answer, Order};
 use crate::serve::oip;
 
@@ -132,4 +132,23 @@ async fn wrong_paths_methods_sizes_and_headers_have_their_own_status() {
         send(addr, "POST", INFER, &[("Inference-Header-Content-Length", &length)], longer.as_bytes()).await;
     check(extra, 400, "4 bytes follow the tensors");
     check(send(addr, "POST", INFER, &[("Content-Encoding", "gzip")], b"not gzip").await, 400, "gzip");
+}
+
+#[tokio::test]
+async fn a_model_that_is_being_loaded_is_worth_another_try_and_one_that_left_is_not() {
+    let (dir, _, digest) = bundle(1.0);
+    let (mut child, addr) = Child::listening().await;
+    assert_eq!(get(addr, "/v2/models/meter").await.status, 404, "this device runs no model");
+    child.order(Order::Expect { models: vec![meter()] }).await;
+    child.order(Order::Stats).await;
+    child.answer().await; // orders are obeyed in order
+    let reply = post(addr, INFER, &json!({})).await;
+    assert_eq!((reply.status, reply.header("retry-after").is_some()), (503, true), "{reply:?}");
+    assert_eq!(get(addr, "/v2/models/nobody").await.status, 404);
+    child.load(dir.path(), digest).await;
+    child.serve(digest, 0).await;
+    assert_eq!(get(addr, "/v2/models/meter").await.status, 200);
+    child.order(Order::Unload { model: meter(), digest, now_ms: 1 }).await;
+    while !matches!(child.answer().await, Answer::Unloaded { .. }) {}
+    assert_eq!(get(addr, "/v2/models/meter").await.status, 404, "it left");
 }

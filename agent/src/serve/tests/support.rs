@@ -74,7 +74,10 @@ impl Child {
             })
             .await;
         match child.answer().await {
-            Answer::Listening { addr } => (child, addr),
+            Answer::Listening { addr } => {
+                child.order(Order::Expect { models: vec![] }).await;
+                (child, addr)
+            }
             other => panic!("{other:?}"),
         }
     }
