@@ -6,22 +6,27 @@
 //!
 //! It is also the load generator of `tests/bench/endpoint`, which compares whole servers: N threads, each with one kept
 //! connection and one request under way, all sending the same bytes; latency is from the first byte written to the last
-//! byte read.
+//! byte read. And it is one side of `tests/bench/engine`, which compares engines in process.
 //!
 //! ```text
 //! endpoint bundle DIR                                   writes a bundle of the digits MLP (64-128-10) to serve
 //! endpoint load NAME HOST:PORT PATH BODY CONNS SECONDS  asks, and prints requests per second, p50 and p99
+//! endpoint swap SECONDS                                 swaps versions under load: p50, p99 before, during, after
+//! endpoint model NAME FILE ROWS SECONDS                 runs a model in this process, on one thread
 //! ```
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use plimsoll_agent::serve::control::{Answer, Order};
+use plimsoll_protocol::ModelName;
 use plimsoll_protocol::bundle::{InputContent, Manifest};
 use plimsoll_runtime::testing::{self, classifier, classifier_manifest, write_bundle};
-use plimsoll_runtime::{Data, Model, Tensor};
+use plimsoll_runtime::{Data, ExternalData, Model, Runtime, Tensor, TractRuntime, memory};
 
 /// Requests before the clock runs: buffers grow and caches fill.
 const WARM_UP: usize = 50;
@@ -29,6 +34,8 @@ const WARM_UP: usize = 50;
 const ROUNDS: usize = 1000;
 /// Hidden units of the MLP, as in scikit-learn's `MLPClassifier(hidden_layer_sizes=(128,))`.
 const HIDDEN: usize = 128;
+/// Hidden units of the model that is swapped: (64 + 10) x 4 bytes each, 8 MB.
+const SWAPPED_HIDDEN: usize = 28_000;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -40,6 +47,11 @@ fn main() {
             let connections = connections.parse().expect("a number of connections");
             let seconds = Duration::from_secs_f64(seconds.parse().expect("seconds"));
             load(name, address, &request(path, &body, None), connections, seconds);
+        }
+        ["swap", seconds] => swap(Duration::from_secs_f64(seconds.parse().expect("seconds"))),
+        ["model", name, file, rows, seconds] => {
+            let rows = rows.parse().expect("a number of rows");
+            engine(name, Path::new(file), rows, Duration::from_secs_f64(seconds.parse().expect("seconds")));
         }
         _ => panic!("usage: see the head of agent/benches/endpoint.rs"),
     }
@@ -89,6 +101,34 @@ fn report(name: &str, mut took: Vec<Duration>) {
     println!("{name}.p99 {:.1} us", at(99));
 }
 
+/// A model file on this thread, with the numbers that `tests/bench/engine` gives to its peer: FP32, from -3 to 3.
+fn engine(name: &str, file: &Path, rows: usize, time: Duration) {
+    let started = Instant::now();
+    let model = TractRuntime.open(file, &ExternalData::None).expect("the model loads");
+    let ask = || {
+        let inputs = model.description().inputs.iter().map(|input| {
+            let dimension = |d: &i64| usize::try_from(*d).unwrap_or(rows);
+            let shape: Vec<usize> = input.shape.iter().map(dimension).collect();
+            let value = |at: usize| ((at * 7919) % 6007) as f32 / 1001.0 - 3.0;
+            Tensor::new(shape.clone(), Data::Fp32((0..shape.iter().product()).map(value).collect()))
+        });
+        let inputs: Vec<Tensor> = inputs.collect::<Result<_, _>>().expect("a tensor of its shape");
+        let started = Instant::now();
+        model.run(inputs).expect("it runs");
+        started.elapsed()
+    };
+    ask();
+    println!("{name}.load_and_first {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
+    (0..WARM_UP).for_each(|_| _ = ask());
+    let started = Instant::now();
+    let mut took = Vec::new();
+    while started.elapsed() < time {
+        took.push(ask());
+    }
+    report(name, took);
+    println!("{name}.peak_memory {:.1} MB", memory::peak_rss_bytes() as f64 / 1e6);
+}
+
 /// Asks over several connections at once for a while.
 fn load(name: &str, address: &str, request: &[u8], connections: usize, time: Duration) {
     let mut warm = Connection::open(address);
@@ -112,6 +152,123 @@ fn load(name: &str, address: &str, request: &[u8], connections: usize, time: Dur
     });
     println!("{name}.requests {:.0} 1/s", took.len() as f64 / started.elapsed().as_secs_f64());
     report(name, took);
+}
+
+/// Four callers while versions are swapped as the driver swaps them: loaded beside, served, the old one unloaded. Each
+/// has 8 MB of weights, so that a load takes a while. Any answer but 200 ends the measurement.
+fn swap(time: Duration) {
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let bundles: Vec<_> = ["1.0.0", "2.0.0"]
+        .into_iter()
+        .map(|version| {
+            let dir = temporary.path().join(version);
+            std::fs::create_dir(&dir).expect("a folder");
+            let mut manifest = classifier_manifest(64, 10);
+            manifest.version = version.parse().expect("a version");
+            let (manifest, digest) = write_bundle(&dir, &testing::mlp(64, SWAPPED_HIDDEN, 10), manifest);
+            Order::Load { model: manifest.model, version: manifest.version, digest, dir, next_window: 0 }
+        })
+        .collect();
+    let mut child = Serving::start();
+    let (address, model) = (child.listen(), "meter".parse::<ModelName>().expect("a name"));
+    child.put_into_service(&bundles[0], None);
+    let values: Vec<f32> = (0..64).map(|i| i as f32 / 64.0).collect();
+    let request = request(&format!("/v2/models/{model}/infer"), json_request(64, &values).as_bytes(), None);
+    let (phase, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let took: Vec<(usize, Duration)> = std::thread::scope(|scope| {
+        let caller = || {
+            let mut connection = Connection::open(&address);
+            let mut took = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                took.push((phase.load(Ordering::Relaxed), connection.ask(&request)));
+            }
+            took
+        };
+        let callers: Vec<_> = (0..4).map(|_| scope.spawn(caller)).collect();
+        std::thread::sleep(time);
+        phase.store(1, Ordering::Relaxed);
+        let mut swaps = 0;
+        let started = Instant::now();
+        while started.elapsed() < time {
+            child.put_into_service(&bundles[(swaps + 1) % 2], Some(&bundles[swaps % 2]));
+            swaps += 1;
+        }
+        println!("swap.swaps {swaps} swaps");
+        phase.store(2, Ordering::Relaxed);
+        std::thread::sleep(time);
+        over.store(true, Ordering::Relaxed);
+        callers.into_iter().flat_map(|caller| caller.join().expect("every request is answered")).collect()
+    });
+    for (index, name) in ["before", "during", "after"].into_iter().enumerate() {
+        let of_phase: Vec<Duration> = took.iter().filter(|(p, _)| *p == index).map(|(_, t)| *t).collect();
+        println!("swap.{name}.requests {} requests", of_phase.len());
+        report(&format!("swap.{name}"), of_phase);
+    }
+    println!("swap.failed 0 requests"); // one that fails has ended the measurement
+}
+
+/// The serving child of the real program, obeying orders as it does its driver's.
+struct Serving {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Serving {
+    fn start() -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"))
+            .arg("serve")
+            .env("PLIMSOLL_LOG", "error")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the agent starts");
+        let answers = BufReader::new(process.stdout.take().expect("a pipe"));
+        Self { process, answers }
+    }
+
+    fn order(&mut self, order: &Order) {
+        let line = serde_json::to_string(order).expect("an order is JSON");
+        writeln!(self.process.stdin.as_mut().expect("a pipe"), "{line}").expect("the child reads");
+    }
+
+    fn answer(&mut self) -> Answer {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("the child answers");
+        serde_json::from_str(&line).expect("an answer is JSON")
+    }
+
+    fn listen(&mut self) -> String {
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let agent_version = env!("CARGO_PKG_VERSION").to_owned();
+        self.order(&Order::Configure {
+            listen,
+            socket: None,
+            bridge: None,
+            max_body: 1 << 20,
+            agent_version,
+        });
+        let Answer::Listening { addr } = self.answer() else { panic!("it does not listen") };
+        addr.to_string()
+    }
+
+    /// Loads, serves, and unloads the one before.
+    fn put_into_service(&mut self, new: &Order, old: Option<&Order>) {
+        let Order::Load { model, digest, .. } = new else { panic!("not a load") };
+        self.order(new);
+        while !matches!(self.answer(), Answer::Loaded { digest: d, .. } if d == *digest) {}
+        self.order(&Order::Serve { model: model.clone(), digest: *digest, now_ms: 0 });
+        while !matches!(self.answer(), Answer::Serving { .. }) {}
+        let Some(Order::Load { model, digest, .. }) = old else { return };
+        self.order(&Order::Unload { model: model.clone(), digest: *digest, now_ms: 1 });
+        while !matches!(self.answer(), Answer::Unloaded { .. }) {}
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// A kept connection of HTTP/1.1, as little as measures a server: any answer but 200 ends the measurement.
