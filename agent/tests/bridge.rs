@@ -100,9 +100,8 @@ async fn readings_on_a_broker_are_answered_before_and_after_it_was_away() {
     let bundle = dir.path().join("bundle");
     std::fs::create_dir_all(&bundle).unwrap();
     let mut manifest = testing::classifier_manifest(2, 3);
-    manifest.inputs[0].features = ["flow", "temp"]
-        .map(|name| Feature { name: name.into(), kind: FeatureKind::Numeric, range: None, unit: None })
-        .into();
+    manifest.inputs[0].features =
+        ["flow", "temp"].map(|name| Feature::new(name, FeatureKind::Numeric)).into();
     let (_, digest) = testing::write_bundle(&bundle, &testing::classifier(2, 3, 1.0), manifest);
     let port = free_port();
     let settings = dir.path().join("agent.toml");

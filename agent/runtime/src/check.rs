@@ -297,7 +297,14 @@ fn spec(info: &TensorInfo, given: Option<&Vec<usize>>) -> Result<InputSpec, Tens
         return Err(TensorError::new(&info.name, why));
     }
     let (name, datatype) = (info.name.clone(), info.datatype);
-    Ok(InputSpec { name, datatype, shape, features: Vec::new(), content: Default::default() })
+    Ok(InputSpec {
+        name,
+        datatype,
+        shape,
+        features: Vec::new(),
+        content: Default::default(),
+        policy: Default::default(),
+    })
 }
 
 fn output_spec(info: &TensorInfo) -> OutputSpec {

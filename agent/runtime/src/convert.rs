@@ -4,7 +4,7 @@ use plimsoll_protocol::bundle::DataType;
 use tract_onnx::prelude::tract_data::prelude::f16;
 use tract_onnx::prelude::{Datum, DatumType, IntoTValue, TValue, Tensor as TractTensor, tract_ndarray};
 
-use crate::tensor::{Data, Tensor};
+use crate::tensor::{Data, Tensor, bf16_value};
 
 /// tract's tensor of ours; no copy for the types both share.
 pub(crate) fn to_tract(tensor: Tensor) -> Result<TValue, String> {
@@ -24,6 +24,8 @@ pub(crate) fn to_tract(tensor: Tensor) -> Result<TValue, String> {
         Data::Int32(v) => array(shape, v),
         Data::Int64(v) => array(shape, v),
         Data::Fp16(v) => array(shape, v.into_iter().map(f16::from_bits).collect()),
+        // tract has no bfloat16; every one of them is an FP32.
+        Data::Bf16(v) => array(shape, v.into_iter().map(bf16_value).collect()),
         Data::Fp32(v) => array(shape, v),
         Data::Fp64(v) => array(shape, v),
         Data::Bytes(v) => {

@@ -148,10 +148,18 @@ fn check_input(input: &ValueInfoProto) -> Result<(), RuntimeError> {
     let refuse = |why: String| Err(RuntimeError::Refused(format!("input {:?} {why}", input.name)));
     let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_ref().and_then(|t| t.value.as_ref())
     else {
-        return refuse("is not a tensor (sequences and maps are not served)".into());
+        return refuse(NOT_A_TENSOR.into());
     };
-    if let Err(why) = our_type(tensor.elem_type) {
-        return refuse(format!("has a {why}"));
+    match our_type(tensor.elem_type) {
+        Err(why) => return refuse(format!("has a {why}")),
+        Ok(DataType::Bf16) => {
+            return refuse(
+                "has datatype BF16, in which the runtime does not compute: export it with FLOAT (its bundle can \
+                 still carry it as BF16: `bundle pack --bf16`)"
+                    .into(),
+            );
+        }
+        Ok(_) => {}
     }
     let Some(shape) = &tensor.shape else {
         return refuse("declares no shape; export the model with at least its number of dimensions".into());
@@ -172,6 +180,12 @@ fn check_input(input: &ValueInfoProto) -> Result<(), RuntimeError> {
     }
     Ok(())
 }
+
+/// What to do about an input that is a map or a sequence. Which of them it is, the engine's reader of documents does
+/// not keep.
+const NOT_A_TENSOR: &str = "is not a tensor: maps (a dictionary for each row, as DictVectorizer takes them), sequences \
+                            and optionals are not served; fit and export with columns instead, by ColumnTransformer \
+                            or OneHotEncoder";
 
 struct Screen<'a> {
     allowed: &'a ExternalData,

@@ -14,7 +14,7 @@ use crate::memory;
 use crate::model::Model;
 use crate::proto::read_tensor;
 use crate::steps::{self, arg_max};
-use crate::tensor::{Data, Tensor, f16_bits};
+use crate::tensor::{Data, Tensor, bf16_bits, f16_bits};
 
 /// What was asked of a model, and what it answered: inputs and outputs in the manifest's order.
 pub type Exchange = (Vec<Tensor>, Vec<Tensor>);
@@ -268,6 +268,7 @@ pub(crate) fn draw_input(spec: &InputSpec, scaled: bool, random: &mut SplitMix) 
         DataType::Fp32 => Data::Fp32(floats()),
         DataType::Fp64 => Data::Fp64(floats().into_iter().map(f64::from).collect()),
         DataType::Fp16 => Data::Fp16(floats().into_iter().map(f16_bits).collect()),
+        DataType::Bf16 => Data::Bf16(floats().into_iter().map(bf16_bits).collect()),
         DataType::Uint8 => Data::Uint8((0..count).map(|_| random.next() as u8).collect()),
         // Other integers are mostly indices and codes: 0 and 1 exist everywhere.
         DataType::Bool => Data::Bool((0..count).map(|_| random.next() % 2 == 1).collect()),

@@ -24,6 +24,7 @@ mod tensor;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use check::{CheckReport, Measured, Problem, SampleFiles, Trial, check};
 pub use confine::{Bounds, STACK, confine, how_it_ended, share_of, with_room};
@@ -36,7 +37,8 @@ pub use golden::{Difference, Exchange, Mismatch, SelfTestReport, read_sample, re
 pub use model::Model;
 pub use proto::{MAX_TENSOR_FILE, decode_tensor, encode_tensor, read_tensor};
 pub use steps::{arg_max, softmax};
-pub use tensor::{Data, Tensor, element_count, f16_bits, f16_value};
+pub use tensor::{Data, Tensor, bf16_bits, bf16_value, element_count, f16_bits, f16_value};
+pub use values::{ValueCheck, ValueRefusal};
 
 /// The architecture of this binary, as manifests name it: `x86_64`, `aarch64`, `armv7`.
 pub const fn architecture() -> &'static str {

@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use plimsoll_protocol::bundle::{InputSpec, Manifest, OutputSpec, RuntimeKind, SafePath, Variant};
+use plimsoll_protocol::bundle::{DataType, InputSpec, Manifest, OutputSpec, RuntimeKind, SafePath, Variant};
 
 use crate::document::ExternalData;
 use crate::engine::{Description, Engine, Runtime, TractRuntime, caught};
 use crate::error::{RuntimeError, TensorError};
 use crate::steps::{self, Named};
 use crate::tensor::Tensor;
+use crate::values::ValueCheck;
 
 /// A loaded model. Shared as `Arc`: running it changes nothing.
 pub struct Model {
     manifest: Manifest,
     engine: Box<dyn Engine>,
+    values: ValueCheck,
     /// Rows that one request may bring.
     max_rows: usize,
 }
@@ -42,12 +44,22 @@ impl Model {
         let listed = listed_beside(manifest, &variant.entry);
         let engine = runtime.open(&dir.join(variant.entry.as_str()), &ExternalData::Listed(listed))?;
         check_fit(manifest, engine.description())?;
-        Ok(Self { max_rows: manifest.limits.max_batch as usize, manifest: manifest.clone(), engine })
+        Ok(Self {
+            max_rows: manifest.limits.max_batch as usize,
+            values: ValueCheck::of(manifest),
+            manifest: manifest.clone(),
+            engine,
+        })
     }
 
     /// The manifest it was loaded by.
     pub const fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The input policy. [`Model::infer`] does not ask it: golden samples and reference data are the author's own.
+    pub const fn values(&self) -> &ValueCheck {
+        &self.values
     }
 
     /// What the file itself says.
@@ -96,10 +108,20 @@ impl Model {
         let pick = |spec: &OutputSpec| {
             let at = named.iter().position(|(name, _)| *name == spec.name);
             let lost = || RuntimeError::Run(format!("the model gave no output {:?}", spec.name));
-            at.map(|at| named.swap_remove(at).1).ok_or_else(lost)
+            at.map(|at| as_declared(named.swap_remove(at).1, spec)).ok_or_else(lost)
         };
         self.manifest.outputs.iter().map(pick).collect()
     }
+}
+
+/// Whether a manifest may carry what a model has as one datatype as another: FP32 as BF16, half the bytes on the way.
+fn carried_as(model: DataType, carried: DataType) -> bool {
+    (model, carried) == (DataType::Fp32, DataType::Bf16)
+}
+
+/// An output in the datatype that the manifest declares.
+fn as_declared(tensor: Tensor, spec: &OutputSpec) -> Tensor {
+    if carried_as(tensor.datatype(), spec.datatype) { tensor.into_bf16() } else { tensor }
 }
 
 /// The listed files under the folder of the entry, relative to it: where its external data may be.
@@ -141,7 +163,7 @@ fn check_fit(manifest: &Manifest, model: &Description) -> Result<(), RuntimeErro
     }
     for (spec, info) in manifest.inputs.iter().zip(&model.inputs) {
         let fed = steps::datatype_after(&manifest.pre, &spec.name, spec.datatype);
-        if fed != info.datatype {
+        if fed != info.datatype && !carried_as(info.datatype, fed) {
             let (fed, needs) = (fed.as_str(), info.datatype.as_str());
             return refuse(format!("input {:?} arrives as {fed}, the model takes {needs}", spec.name));
         }
@@ -165,7 +187,7 @@ fn check_fit(manifest: &Manifest, model: &Description) -> Result<(), RuntimeErro
             return refuse(format!("it lists output {:?}, the model has {output_names:?}", spec.name));
         };
         let given = steps::datatype_after(&manifest.post, &spec.name, info.datatype);
-        if given != spec.datatype {
+        if given != spec.datatype && !carried_as(given, spec.datatype) {
             let (given, says) = (given.as_str(), spec.datatype.as_str());
             return refuse(format!("output {:?} is {given}, not {says}", spec.name));
         }

@@ -81,6 +81,7 @@ fn typed_fields(datatype: DataType, p: &TensorProto) -> Data {
         DataType::Int32 => Data::Int32(p.int32_data.clone()),
         DataType::Int64 => Data::Int64(p.int64_data.clone()),
         DataType::Fp16 => Data::Fp16(ints().map(|x| *x as u16).collect()),
+        DataType::Bf16 => Data::Bf16(ints().map(|x| *x as u16).collect()),
         DataType::Fp32 => Data::Fp32(p.float_data.clone()),
         DataType::Fp64 => Data::Fp64(p.double_data.clone()),
         DataType::Bytes => Data::Bytes(p.string_data.clone()),
@@ -100,6 +101,7 @@ pub(crate) const fn onnx_type(datatype: DataType) -> OnnxType {
         DataType::Int32 => OnnxType::Int32,
         DataType::Int64 => OnnxType::Int64,
         DataType::Fp16 => OnnxType::Float16,
+        DataType::Bf16 => OnnxType::Bfloat16,
         DataType::Fp32 => OnnxType::Float,
         DataType::Fp64 => OnnxType::Double,
         DataType::Bytes => OnnxType::String,
@@ -120,6 +122,7 @@ pub(crate) fn our_type(onnx: i32) -> Result<DataType, String> {
         OnnxType::Int32 => DataType::Int32,
         OnnxType::Int64 => DataType::Int64,
         OnnxType::Float16 => DataType::Fp16,
+        OnnxType::Bfloat16 => DataType::Bf16,
         OnnxType::Float => DataType::Fp32,
         OnnxType::Double => DataType::Fp64,
         OnnxType::String => DataType::Bytes,
@@ -156,6 +159,10 @@ mod tests {
         check(
             TensorProto { int32_data: vec![0x3c00, 0xc000], ..base(OnnxType::Float16) },
             Data::Fp16(vec![0x3c00, 0xc000]),
+        );
+        check(
+            TensorProto { int32_data: vec![0x3f80, 0xc000], ..base(OnnxType::Bfloat16) },
+            Data::Bf16(vec![0x3f80, 0xc000]),
         );
         check(
             TensorProto { float_data: vec![1.0, 2.0], ..base(OnnxType::Float) },

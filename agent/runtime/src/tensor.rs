@@ -26,6 +26,8 @@ pub enum Data {
     Int64(Vec<i64>),
     /// As bits, so that no caller needs a half-precision type.
     Fp16(Vec<u16>),
+    /// As bits: the upper half of an FP32.
+    Bf16(Vec<u16>),
     Fp32(Vec<f32>),
     Fp64(Vec<f64>),
     /// Each element a text or any bytes.
@@ -46,6 +48,7 @@ macro_rules! each {
             Data::Int32($v) => $body,
             Data::Int64($v) => $body,
             Data::Fp16($v) => $body,
+            Data::Bf16($v) => $body,
             Data::Fp32($v) => $body,
             Data::Fp64($v) => $body,
             Data::Bytes($v) => $body,
@@ -75,6 +78,7 @@ impl Data {
             Self::Int32(_) => DataType::Int32,
             Self::Int64(_) => DataType::Int64,
             Self::Fp16(_) => DataType::Fp16,
+            Self::Bf16(_) => DataType::Bf16,
             Self::Fp32(_) => DataType::Fp32,
             Self::Fp64(_) => DataType::Fp64,
             Self::Bytes(_) => DataType::Bytes,
@@ -125,6 +129,15 @@ impl Tensor {
     pub const fn datatype(&self) -> DataType {
         self.data.datatype()
     }
+    /// FP32 rounded to BF16; another datatype stays as it is.
+    pub fn into_bf16(self) -> Self {
+        match self.data {
+            Data::Fp32(v) => {
+                Self { shape: self.shape, data: Data::Bf16(v.into_iter().map(bf16_bits).collect()) }
+            }
+            data => Self { shape: self.shape, data },
+        }
+    }
     /// Takes it apart.
     pub fn into_parts(self) -> (Vec<usize>, Data) {
         (self.shape, self.data)
@@ -156,6 +169,7 @@ impl Tensor {
             Data::Int32(v) => v.iter().map(|x| *x as f32).collect(),
             Data::Int64(v) => v.iter().map(|x| *x as f32).collect(),
             Data::Fp16(v) => v.iter().map(|x| f16::from_bits(*x).to_f32()).collect(),
+            Data::Bf16(v) => v.iter().map(|x| bf16_value(*x)).collect(),
             Data::Fp32(v) => v.clone(),
             Data::Fp64(v) => v.iter().map(|x| *x as f32).collect(),
             Data::Bytes(v) => vec![f32::NAN; v.len()],
@@ -175,6 +189,7 @@ impl Tensor {
             Data::Int32(v) => v.get(index).map(|x| f64::from(*x)),
             Data::Int64(v) => v.get(index).map(|x| *x as f64),
             Data::Fp16(v) => v.get(index).map(|x| f16::from_bits(*x).to_f64()),
+            Data::Bf16(v) => v.get(index).map(|x| f64::from(bf16_value(*x))),
             Data::Fp32(v) => v.get(index).map(|x| f64::from(*x)),
             Data::Fp64(v) => v.get(index).copied(),
             Data::Bytes(_) => None,
@@ -192,7 +207,7 @@ impl Tensor {
         match &self.data {
             Data::Bool(v) => v.iter().map(|x| u8::from(*x)).collect(),
             Data::Uint8(v) => v.clone(),
-            Data::Uint16(v) | Data::Fp16(v) => flat(v, u16::to_le_bytes),
+            Data::Uint16(v) | Data::Fp16(v) | Data::Bf16(v) => flat(v, u16::to_le_bytes),
             Data::Uint32(v) => flat(v, u32::to_le_bytes),
             Data::Uint64(v) => flat(v, u64::to_le_bytes),
             Data::Int8(v) => flat(v, i8::to_le_bytes),
@@ -240,6 +255,7 @@ impl Tensor {
             DataType::Int32 => Data::Int32(flat(bytes, i32::from_le_bytes)),
             DataType::Int64 => Data::Int64(flat(bytes, i64::from_le_bytes)),
             DataType::Fp16 => Data::Fp16(flat(bytes, u16::from_le_bytes)),
+            DataType::Bf16 => Data::Bf16(flat(bytes, u16::from_le_bytes)),
             DataType::Fp32 => Data::Fp32(flat(bytes, f32::from_le_bytes)),
             DataType::Fp64 => Data::Fp64(flat(bytes, f64::from_le_bytes)),
             DataType::Bytes => Data::Bytes(split_lengths(bytes)?),
@@ -261,8 +277,9 @@ impl Tensor {
                 match &self.data { $(Data::$kind(v) => Data::$kind(v[a..b].to_vec()),)* }
             };
         }
-        let data =
-            cut!(Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Fp32, Fp64, Bytes);
+        let data = cut!(
+            Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Bf16, Fp32, Fp64, Bytes
+        );
         Self::new(shape, data)
     }
 }
@@ -275,6 +292,21 @@ pub fn f16_bits(value: f32) -> u16 {
 /// The number that half-precision bits stand for.
 pub fn f16_value(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
+}
+
+/// bfloat16 bits of a number: the upper half of its FP32, rounded to the nearest, ties to even.
+pub const fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return (bits >> 16) as u16 | 0x40; // quiet, so that cutting its low half does not make an infinity of it
+    }
+    let rounding = 0x7fff + ((bits >> 16) & 1);
+    ((bits + rounding) >> 16) as u16 // the largest finite FP32 rounds to infinity, and the sum stays in 32 bits
+}
+
+/// The number that bfloat16 bits stand for.
+pub const fn bf16_value(bits: u16) -> f32 {
+    f32::from_bits((bits as u32) << 16)
 }
 
 fn split_lengths(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
@@ -308,6 +340,7 @@ mod tests {
             Data::Int32(vec![i32::MIN, 7]),
             Data::Int64(vec![i64::MIN, 7]),
             Data::Fp16(vec![f16_bits(1.5), f16_bits(-2.0)]),
+            Data::Bf16(vec![bf16_bits(1.5), bf16_bits(-2.0)]),
             Data::Fp32(vec![1.5, f32::INFINITY]),
             Data::Fp64(vec![-0.0, 1e300]),
             Data::Bytes(vec![b"a".to_vec(), vec![]]),
@@ -317,6 +350,31 @@ mod tests {
             assert_eq!(back, tensor);
             assert_eq!(tensor.slice_rows(1, 2).unwrap().shape(), [1, 1]);
         }
+    }
+
+    #[test]
+    fn bfloat16_rounds_to_the_nearest_and_keeps_what_is_no_number() {
+        // Bits as IEEE 754's round-to-nearest-even gives them.
+        for (value, bits) in [
+            (1.0_f32, 0x3f80),
+            (-2.0, 0xc000),
+            (3.140_625, 0x4049),
+            (f32::from_bits(0x3f80_8000), 0x3f80), // a tie goes to the even one below
+            (f32::from_bits(0x3f81_8000), 0x3f82), // and to the even one above
+            (f32::from_bits(0x3f80_8001), 0x3f81),
+            (f32::MAX, 0x7f80),
+            (f32::NEG_INFINITY, 0xff80),
+            (0.0, 0x0000),
+            (-0.0, 0x8000),
+        ] {
+            assert_eq!(bf16_bits(value), bits, "{value:?}");
+        }
+        assert_eq!(bf16_value(0x4049), 3.140_625);
+        assert!(bf16_value(bf16_bits(f32::NAN)).is_nan());
+        assert!(
+            bf16_value(bf16_bits(f32::from_bits(0x7f80_0001))).is_nan(),
+            "NaN whose bits are all in its low half"
+        );
     }
 
     #[test]

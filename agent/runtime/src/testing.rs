@@ -167,6 +167,7 @@ pub fn classifier_manifest(inputs: usize, classes: usize) -> Manifest {
             shape: vec![-1, inputs as i64],
             features: Vec::new(),
             content: Default::default(),
+            policy: Default::default(),
         }],
         outputs: vec![OutputSpec {
             name: "y".into(),

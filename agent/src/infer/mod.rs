@@ -183,6 +183,13 @@ impl<W: Write> Run<'_, W> {
 
     fn ask(&self, rows: &[&[Cell]]) -> Result<Vec<Tensor>, String> {
         let inputs = self.columns.as_ref().map_err(Clone::clone)?.tensors(rows)?;
+        self.infer(inputs)
+    }
+
+    /// As in service: the input policy before the model.
+    fn infer(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, String> {
+        self.model.check_inputs(&inputs).map_err(|e| e.to_string())?;
+        self.model.values().check(&inputs).map_err(|e| e.to_string())?;
         self.model.infer(inputs).map_err(|e| e.to_string())
     }
 
@@ -190,7 +197,7 @@ impl<W: Write> Run<'_, W> {
     fn request(&mut self, line: u64, json: &[u8]) -> anyhow::Result<()> {
         self.flush()?;
         let asked = oip::read(json, None, self.model.manifest()).map_err(|e| e.to_string());
-        match asked.and_then(|ask| self.model.infer(ask.inputs).map_err(|e| e.to_string())) {
+        match asked.and_then(|ask| self.infer(ask.inputs)) {
             Ok(outputs) => self.answer(line, &outputs),
             Err(why) => self.bad(line, why),
         }

@@ -11,9 +11,8 @@ fn bundle() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut manifest = classifier_manifest(3, 2);
     manifest.limits.max_batch = 2;
-    manifest.inputs[0].features = ["flow", "temp", "door"]
-        .map(|name| Feature { name: name.into(), kind: FeatureKind::Numeric, range: None, unit: None })
-        .into();
+    manifest.inputs[0].features =
+        ["flow", "temp", "door"].map(|name| Feature::new(name, FeatureKind::Numeric)).into();
     let _ = write_bundle(dir.path(), &classifier(3, 2, 1.0), manifest);
     dir
 }

@@ -1,7 +1,7 @@
 //! The measurement window of one bundle in service.
 
 use plimsoll_protocol::bundle::Manifest;
-use plimsoll_protocol::drift::{Baseline, Cell, Window};
+use plimsoll_protocol::drift::{Baseline, Cell, Quality, Window};
 use plimsoll_protocol::wire::v1::{DriftReport, MAX_REPORT_BYTES};
 use plimsoll_protocol::{Digest, UnixMillis};
 use plimsoll_runtime::features::Featurizer;
@@ -32,13 +32,26 @@ impl Drift {
         }
     }
 
-    /// Counts rows.
-    pub fn observe<'a>(&mut self, rows: impl Iterator<Item = &'a [Cell]>) {
+    /// Counts rows; of those that were not answered the inputs alone.
+    pub fn observe<'a>(&mut self, rows: impl Iterator<Item = &'a [Cell]>, answered: bool) {
         let Some(window) = &mut self.window else { return };
+        let count = if answered { Window::observe } else { Window::observe_unanswered };
         for row in rows {
             // A row of another width cannot come from a featurizer of this baseline.
-            let _ = window.observe(&self.baseline, row);
+            let _ = count(window, &self.baseline, row);
         }
+    }
+
+    /// Counts what was wrong with requests and their values.
+    pub fn found(&mut self, quality: &Quality) {
+        if let Some(window) = &mut self.window {
+            window.quality.merge(quality);
+        }
+    }
+
+    /// Whether anything that is observed now is kept.
+    pub const fn is_open(&self) -> bool {
+        self.window.is_some()
     }
 
     /// Counts one request that was answered.

@@ -12,10 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
+use plimsoll_protocol::drift::Quality;
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, UnixMillis};
 use plimsoll_runtime::features::Featurizer;
-use plimsoll_runtime::{Model, RuntimeError, STACK, Tensor, TensorError, architecture, read_sample};
+use plimsoll_runtime::{
+    Model, RuntimeError, STACK, Tensor, TensorError, ValueRefusal, architecture, read_sample,
+};
 use tokio::sync::oneshot;
 
 use super::drift::{self, Drift, Rows};
@@ -27,6 +30,9 @@ pub enum InferError {
     /// The caller's fault; nothing was run.
     #[error(transparent)]
     Input(#[from] TensorError),
+    /// The caller's fault by the model's input policy; nothing was run.
+    #[error(transparent)]
+    Value(#[from] ValueRefusal),
     /// The queue was full.
     #[error("{0} requests are waiting already; try again")]
     Busy(u32),
@@ -54,7 +60,14 @@ pub struct Hosted {
     ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
-struct Job {
+enum Job {
+    /// Run the model, answer, then measure.
+    Infer(Asked),
+    /// Measure the inputs of a request that the policy refused: a refusal must not hide what the sensors do.
+    Measure(Vec<Tensor>),
+}
+
+struct Asked {
     inputs: Vec<Tensor>,
     queued: Instant,
     reply: oneshot::Sender<Result<Arc<Vec<Tensor>>, RuntimeError>>,
@@ -97,6 +110,7 @@ struct Ledger {
     queue_ns: AtomicU64,
     infer_ns: AtomicU64,
     last_ms: AtomicU64,
+    quality: Mutex<Quality>,
     latencies: Mutex<Latencies>,
     drift: Mutex<Option<Drift>>,
 }
@@ -174,8 +188,12 @@ impl Hosted {
     pub async fn infer(&self, inputs: Vec<Tensor>) -> Result<Arc<Vec<Tensor>>, InferError> {
         let start = Instant::now();
         self.model.check_inputs(&inputs).inspect_err(|_| self.refused())?;
+        if let Err(refusal) = self.model.values().check(&inputs) {
+            self.refused_by_policy(&refusal, inputs);
+            return Err(refusal.into());
+        }
         let (reply, answer) = oneshot::channel();
-        match self.queue.try_send(Job { inputs, queued: start, reply }) {
+        match self.queue.try_send(Job::Infer(Asked { inputs, queued: start, reply })) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
                 self.ledger.busy.fetch_add(1, Ordering::Relaxed);
@@ -204,9 +222,22 @@ impl Hosted {
         result
     }
 
-    /// Counts a request that was refused for the caller's fault.
+    /// Counts a request that was refused for its form: shape, datatype, length, JSON.
     pub fn refused(&self) {
         self.ledger.refused.fetch_add(1, Ordering::Relaxed);
+        self.ledger.found(&Quality { malformed: 1, ..Quality::default() });
+    }
+
+    /// Counts a request that was refused for a value, and has its inputs measured if the queue has room: what a busy
+    /// model leaves out of its window is a sample less, not a request that waits.
+    fn refused_by_policy(&self, refusal: &ValueRefusal, inputs: Vec<Tensor>) {
+        self.ledger.refused.fetch_add(1, Ordering::Relaxed);
+        let mut quality = Quality::default();
+        quality.refused.add(refusal.rule, 1);
+        self.ledger.found(&quality);
+        if lock(&self.ledger.drift).as_ref().is_some_and(Drift::is_open) {
+            let _ = self.queue.try_send(Job::Measure(inputs));
+        }
     }
 
     fn answered(&self, start: Instant, failed: bool) {
@@ -246,6 +277,7 @@ impl Hosted {
             busy: count(&self.ledger.busy),
             p50_us,
             p99_us,
+            quality: *lock(&self.ledger.quality),
         }
     }
 
@@ -294,6 +326,17 @@ impl Ledger {
         self.last_ms.store(now.map_or(0, |since| since.as_millis() as u64), Ordering::Relaxed);
     }
 
+    /// Counts what was wrong with a request, since the load and in the open window.
+    fn found(&self, quality: &Quality) {
+        if quality.is_clean() {
+            return;
+        }
+        lock(&self.quality).merge(quality);
+        if let Some(drift) = lock(&self.drift).as_mut() {
+            drift.found(quality);
+        }
+    }
+
     fn close_window(
         &self,
         manifest: &Manifest,
@@ -317,6 +360,13 @@ struct Worker {
 impl Worker {
     fn run(self, jobs: Receiver<Job>) {
         for job in jobs {
+            let job = match job {
+                Job::Infer(asked) => asked,
+                Job::Measure(inputs) => {
+                    self.measure(&inputs, None);
+                    continue;
+                }
+            };
             if job.reply.is_closed() {
                 continue; // the caller gave up while this waited
             }
@@ -331,13 +381,24 @@ impl Worker {
             }
             let answered = result.as_ref().ok().cloned();
             let _ = job.reply.send(result); // nobody waits any more: the timeout is counted by whoever did
-            if let (Some(featurizer), Some(inputs), Some(outputs)) = (&self.featurizer, asked, answered) {
-                let rows = Rows::of(featurizer, &inputs, &outputs);
-                if let Some(drift) = lock(&self.ledger.drift).as_mut() {
-                    drift.observe(rows.iter());
-                }
+            if let (Some(inputs), Some(outputs)) = (asked, answered) {
+                self.measure(&inputs, Some(&outputs));
             }
         }
+    }
+
+    /// Folds a request into the open window, with its answer or without one. Without a window nothing is read.
+    fn measure(&self, inputs: &[Tensor], outputs: Option<&[Tensor]>) {
+        let Some(featurizer) = &self.featurizer else { return };
+        if !lock(&self.ledger.drift).as_ref().is_some_and(Drift::is_open) {
+            return;
+        }
+        let rows = Rows::of(featurizer, inputs, outputs.unwrap_or_default());
+        let values = self.model.values().count(inputs);
+        if let Some(drift) = lock(&self.ledger.drift).as_mut() {
+            drift.observe(rows.iter(), outputs.is_some());
+        }
+        self.ledger.found(&Quality { values, ..Quality::default() });
     }
 }
 

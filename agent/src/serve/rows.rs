@@ -4,7 +4,7 @@
 //! it; where there are none, `input[3]`, or the input's own name when its rows have one element.
 
 use plimsoll_protocol::bundle::{DataType, InputSpec, Manifest};
-use plimsoll_runtime::{Data, Tensor, f16_bits};
+use plimsoll_runtime::{Data, Tensor, bf16_bits, f16_bits};
 
 /// One value as text; `None` when it is missing. A missing value is NaN where the datatype has one, and an error where
 /// it has none.
@@ -155,6 +155,7 @@ fn data<'a>(datatype: DataType, cells: impl Iterator<Item = Named<'a>>) -> Resul
         DataType::Fp32 => Data::Fp32(parsed(cells, datatype, nan)?),
         DataType::Fp64 => Data::Fp64(parsed(cells, datatype, Some(f64::NAN))?),
         DataType::Fp16 => Data::Fp16(parsed(cells, datatype, nan)?.into_iter().map(f16_bits).collect()),
+        DataType::Bf16 => Data::Bf16(parsed(cells, datatype, nan)?.into_iter().map(bf16_bits).collect()),
         DataType::Uint8 => Data::Uint8(parsed(cells, datatype, None)?),
         DataType::Uint16 => Data::Uint16(parsed(cells, datatype, None)?),
         DataType::Uint32 => Data::Uint32(parsed(cells, datatype, None)?),
@@ -183,7 +184,7 @@ fn data<'a>(datatype: DataType, cells: impl Iterator<Item = Named<'a>>) -> Resul
 
 fn kind(datatype: DataType) -> String {
     match datatype {
-        DataType::Fp16 | DataType::Fp32 | DataType::Fp64 => "a number".into(),
+        DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => "a number".into(),
         other => format!("an integer that fits {}", other.as_str()),
     }
 }
@@ -204,9 +205,8 @@ mod tests {
 
     fn named() -> Manifest {
         let mut manifest = classifier_manifest(2, 2);
-        manifest.inputs[0].features = ["flow", "temp"]
-            .map(|name| Feature { name: name.into(), kind: FeatureKind::Numeric, range: None, unit: None })
-            .into();
+        manifest.inputs[0].features =
+            ["flow", "temp"].map(|name| Feature::new(name, FeatureKind::Numeric)).into();
         manifest
     }
 

@@ -6,6 +6,7 @@ use plimsoll_protocol::api::{
     Decision, DeviceInfo, EventInfo, GateSpec, JobInfo, ModelVersion, OnBreach, RolloutInfo, RolloutSpec,
     RolloutStatus, ServerInfo, StageInfo, StageSpec,
 };
+use plimsoll_protocol::drift::Quality;
 use plimsoll_protocol::wire::v1::{
     Birth, Health, JobPhase, ModelHealth, RunningModel, Severity, UpdatePolicy,
 };
@@ -60,6 +61,7 @@ fn device(name: &str, version: &str, phase: JobPhase) -> DeviceInfo {
         busy: 0,
         p50_us: 340,
         p99_us: 1210,
+        quality: Quality { malformed: 2, ..Quality::default() },
     };
     DeviceInfo {
         device: name.parse().unwrap(),

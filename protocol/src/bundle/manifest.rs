@@ -3,6 +3,7 @@
 //! Strict: an unknown field, an unknown step or a value outside its limit refuses the whole document, because
 //! it is signed and a device must not run what it only half understands. New fields come with a new `format`.
 
+mod policy;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SafePath;
 use crate::{Digest, ModelName};
+pub use policy::{OnValue, ValuePolicy, ValueRule};
 
 /// The only format there is.
 pub const FORMAT: u32 = 1;
@@ -24,6 +26,9 @@ pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 pub const MAX_TENSORS: usize = 64;
 /// Most dimensions of a tensor.
 pub const MAX_RANK: usize = 8;
+/// Most categories that a feature lists: countries, tariffs and device types have at most some hundreds; an identifier
+/// is no category.
+pub const MAX_LISTED_CATEGORIES: usize = 1024;
 /// Most elements that the fixed dimensions of one tensor may multiply to: 256 M elements are 1 GiB of FP32.
 pub const MAX_ELEMENTS: u64 = 256 * 1024 * 1024;
 
@@ -184,6 +189,7 @@ pub enum DataType {
     Int32,
     Int64,
     Fp16,
+    Bf16,
     Fp32,
     Fp64,
     Bytes,
@@ -194,7 +200,7 @@ impl DataType {
     pub const fn width(self) -> Option<usize> {
         Some(match self {
             Self::Bool | Self::Uint8 | Self::Int8 => 1,
-            Self::Uint16 | Self::Int16 | Self::Fp16 => 2,
+            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => 2,
             Self::Uint32 | Self::Int32 | Self::Fp32 => 4,
             Self::Uint64 | Self::Int64 | Self::Fp64 => 8,
             Self::Bytes => return None,
@@ -213,6 +219,7 @@ impl DataType {
             Self::Int32 => "INT32",
             Self::Int64 => "INT64",
             Self::Fp16 => "FP16",
+            Self::Bf16 => "BF16",
             Self::Fp32 => "FP32",
             Self::Fp64 => "FP64",
             Self::Bytes => "BYTES",
@@ -236,6 +243,9 @@ pub struct InputSpec {
     /// What this input is, which decides how its drift is measured.
     #[serde(default)]
     pub content: InputContent,
+    /// What happens to values that are missing, infinite, out of range or of an unknown category.
+    #[serde(default, skip_serializing_if = "ValuePolicy::is_default")]
+    pub policy: ValuePolicy,
 }
 
 /// What an input is.
@@ -265,6 +275,20 @@ pub struct Feature {
     /// `°C`, `V`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// Every valid value of a category, as text (of a numeric datatype the number: `"3"`); another one is a data-quality
+    /// event. Empty when they are not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub categories: Vec<String>,
+    /// Instead of the input's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<ValuePolicy>,
+}
+
+impl Feature {
+    /// A column of which only name and kind are known.
+    pub fn new(name: impl Into<String>, kind: FeatureKind) -> Self {
+        Self { name: name.into(), kind, range: None, unit: None, categories: Vec::new(), policy: None }
+    }
 }
 
 /// Numeric or categorical.

@@ -12,6 +12,7 @@
 //! - [`baseline`] and [`fit`]: the reference, as a strict document, and how it is made from rows
 //! - [`signal`]: the few numbers by which an image or a vector of class scores is measured
 //! - [`window`]: counting, merging, splitting into reports
+//! - [`quality`]: values that are not as they should be, and requests refused for them
 //! - [`compare`]: how far two sets of counts are apart (PSI, Jensen-Shannon, Hellinger, …)
 //! - [`evidence`]: whether that could be chance (e-values, Shiryaev-Roberts, e-BH, canaries of a small fleet)
 //! - [`verdict`]: both together, in words
@@ -27,6 +28,7 @@ pub mod bins;
 pub mod compare;
 pub mod evidence;
 pub mod fit;
+pub mod quality;
 pub mod sensor;
 pub mod signal;
 pub mod verdict;
@@ -38,5 +40,6 @@ pub use baseline::{
 pub use bins::{Bins, Cell};
 pub use compare::{CompareError, Comparison};
 pub use fit::{Column, FitError, Order};
+pub use quality::{ByRule, Quality};
 pub use verdict::{Judge, Shift, Standing, Verdict};
 pub use window::{FeatureCounts, Served, Window, WindowError, WindowPolicy};

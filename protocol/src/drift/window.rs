@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::baseline::{Baseline, FeatureBaseline, Schema};
 use super::bins::{Bins, Cell};
+use super::quality::Quality;
 use crate::UnixMillis;
 
 /// A feature's range is divided into so many steps for its mean: 65,536 keep it to 1/65,536 of the range, and
@@ -124,9 +125,16 @@ pub struct Window {
     pub closed: UnixMillis,
     /// Rows counted.
     pub samples: u64,
+    /// Rows among them that were refused before the model saw them: they are counted in the features of inputs and
+    /// in none of an output, so that a refusal hides no fault of a sensor.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unanswered: u64,
     /// Requests answered meanwhile.
     #[serde(default)]
     pub served: Served,
+    /// What was wrong with requests and their values.
+    #[serde(default, skip_serializing_if = "Quality::is_clean")]
+    pub quality: Quality,
     /// In the order of the baseline; a part of a window has some of them.
     pub features: Vec<FeatureCounts>,
 }
@@ -141,17 +149,40 @@ impl Window {
         };
         let features = baseline.features().iter().enumerate().map(empty).collect();
         let schema = baseline.schema();
-        Self { schema, opened: now, closed: now, samples: 0, served: Served::default(), features }
+        Self {
+            schema,
+            opened: now,
+            closed: now,
+            samples: 0,
+            unanswered: 0,
+            served: Served::default(),
+            quality: Quality::default(),
+            features,
+        }
     }
 
     /// Counts one row: a value for each feature, in the baseline's order. Allocates nothing.
     pub fn observe(&mut self, baseline: &Baseline, row: &[Cell]) -> Result<(), WindowError> {
+        self.count(baseline, row, true)
+    }
+
+    /// Counts one row that got no answer: its inputs alone. What stands in the places of outputs is not looked at.
+    pub fn observe_unanswered(&mut self, baseline: &Baseline, row: &[Cell]) -> Result<(), WindowError> {
+        self.count(baseline, row, false)?;
+        self.unanswered = self.unanswered.saturating_add(1);
+        Ok(())
+    }
+
+    fn count(&mut self, baseline: &Baseline, row: &[Cell], answered: bool) -> Result<(), WindowError> {
         self.same_schema(baseline.schema())?;
         let features = baseline.features();
         if row.len() != features.len() || self.features.len() != features.len() {
             return Err(WindowError::Row { expected: features.len(), found: row.len() });
         }
         for ((feature, counts), cell) in features.iter().zip(&mut self.features).zip(row) {
+            if !answered && feature.source.is_output() {
+                continue;
+            }
             let at = feature.bins.find(*cell);
             if let Some(count) = counts.counts.get_mut(at) {
                 *count = count.saturating_add(1);
@@ -196,6 +227,8 @@ impl Window {
         self.samples = self.samples.saturating_add(other.samples);
         self.served.requests = self.served.requests.saturating_add(other.served.requests);
         self.served.failed = self.served.failed.saturating_add(other.served.failed);
+        self.unanswered = self.unanswered.saturating_add(other.unanswered);
+        self.quality.merge(&other.quality);
         Ok(())
     }
 
@@ -211,6 +244,9 @@ impl Window {
         if self.samples > MAX_SAMPLES {
             return Err(WindowError::Parts("it claims more samples than any device can see"));
         }
+        if self.unanswered > self.samples {
+            return Err(WindowError::Parts("it claims more refused rows than rows"));
+        }
         for ((at, feature), counts) in (0u32..).zip(baseline.features()).zip(&self.features) {
             let refuse = |why| Err(WindowError::Counts { feature: counts.feature, why });
             if counts.feature != at {
@@ -220,7 +256,7 @@ impl Window {
                 return refuse("it has another number of cells than its baseline");
             }
             let total = counts.counts.iter().try_fold(0u64, |sum, c| sum.checked_add(*c));
-            if total != Some(self.samples) {
+            if total != Some(self.rows_of(feature)) {
                 return refuse("its counts do not add up to the samples");
             }
             let most = (self.samples as f64) * MAX_STEPS;
@@ -229,6 +265,11 @@ impl Window {
             }
         }
         Ok(())
+    }
+
+    /// Rows that a feature's counts must add up to.
+    pub fn rows_of(&self, feature: &FeatureBaseline) -> u64 {
+        if feature.source.is_output() { self.samples.saturating_sub(self.unanswered) } else { self.samples }
     }
 
     /// Parts whose JSON is at most `max_bytes` each, in order; a part has at least one feature. Every part repeats
@@ -258,7 +299,7 @@ impl Window {
         let mut whole = parts.next().ok_or(WindowError::Parts("there is no part to join"))?;
         for part in parts {
             whole.same_schema(part.schema)?;
-            let header = |w: &Self| (w.opened, w.closed, w.samples, w.served);
+            let header = |w: &Self| (w.opened, w.closed, w.samples, w.unanswered, w.served, w.quality);
             if header(&whole) != header(&part) {
                 return Err(WindowError::Parts("the parts are of different windows"));
             }
@@ -274,6 +315,11 @@ impl Window {
     fn same_schema(&self, found: Schema) -> Result<(), WindowError> {
         if self.schema == found { Ok(()) } else { Err(WindowError::Schema { expected: self.schema, found }) }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands a reference in
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 fn json_len<T: Serialize>(value: &T) -> usize {
@@ -414,6 +460,42 @@ mod tests {
         assert_eq!(w.observe(&one, &[]), Err(WindowError::Row { expected: 1, found: 0 }));
         assert!(matches!(w.merge(&Window::open(&two, 0)), Err(WindowError::Schema { .. })));
         assert_eq!(w, Window::open(&one, 0), "a refused row or window leaves no trace");
+    }
+
+    #[test]
+    fn a_refused_row_counts_in_its_inputs_and_in_no_output() {
+        let values: Vec<Cell> = (0..300).map(|i| Cell::from(i as f32 / 300.0)).collect();
+        let column = |name: &str, source| Column {
+            name: name.into(),
+            source,
+            range: None,
+            categorical: false,
+            values: values.clone(),
+        };
+        let input = column("flow", Source::Input { tensor: "x".into(), index: 0 });
+        let output = column("confidence", Source::Confidence { tensor: "y".into() });
+        let base = Baseline::fit(&[input, output], Order::Unordered).unwrap();
+        let mut w = Window::open(&base, 0);
+        w.observe(&base, &[0.5.into(), 0.9.into()]).unwrap();
+        for _ in 0..3 {
+            w.observe_unanswered(&base, &[f32::NAN.into(), Cell::Missing]).unwrap();
+        }
+        w.check(&base).unwrap();
+        assert_eq!((w.samples, w.unanswered), (4, 3));
+        assert_eq!(w.features[0].faults(&base.features()[0]), [0, 3, 0]);
+        assert_eq!(
+            w.features[1].counts.iter().sum::<u64>(),
+            1,
+            "an answer that was never given is not missing"
+        );
+        let mut sum = w.clone();
+        sum.merge(&w).unwrap();
+        sum.check(&base).unwrap();
+        assert_eq!(sum.unanswered, 6);
+        let joined = Window::join(w.split(1)).unwrap();
+        assert_eq!(joined, w);
+        w.unanswered = 5;
+        assert!(w.check(&base).unwrap_err().to_string().contains("more refused rows"));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use plimsoll_protocol::bundle::DataType;
 use tract_onnx::pb::tensor_proto::DataLocation;
-use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto};
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto, TypeProto, ValueInfoProto,
+};
 
 use super::says;
 use crate::testing::{add_file, classifier, classifier_manifest, initializer, model, node, tensor_info};
@@ -42,6 +44,28 @@ fn no_prefix_of_a_model_loads_or_panics() {
             assert!(description.opsets.is_empty(), "{end} of {} bytes were accepted", whole.len());
         }
     }
+}
+
+#[test]
+fn an_input_that_no_tensor_can_be_is_refused_with_the_remedy() {
+    let graph = |input| {
+        model(GraphProto {
+            input: vec![input],
+            output: vec![tensor_info("y", DataType::Fp32, &[1, 3])],
+            node: vec![node("Identity", "same", &["x"], &["y"])],
+            ..Default::default()
+        })
+    };
+    // A map, as DictVectorizer takes it: field 5 of TypeProto, which tract's reader skips.
+    let map = ValueInfoProto {
+        name: "x".into(),
+        r#type: Some(TypeProto { value: None, ..Default::default() }),
+        ..Default::default()
+    };
+    let onnx = graph(map);
+    says(describe_bytes(&onnx), "input \"x\" is not a tensor");
+    says(describe_bytes(&onnx), "ColumnTransformer or OneHotEncoder");
+    says(describe_bytes(&graph(tensor_info("x", DataType::Bf16, &[1, 3]))), "export it with FLOAT");
 }
 
 #[test]

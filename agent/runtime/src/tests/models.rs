@@ -44,6 +44,27 @@ fn any_batch_runs_and_each_row_is_answered_as_if_alone() {
 }
 
 #[test]
+fn a_model_of_fp32_is_asked_and_answers_in_bf16_when_its_manifest_says_so() {
+    let mut manifest = classifier_manifest(4, 3);
+    manifest.inputs[0].datatype = DataType::Bf16;
+    manifest.outputs[0].datatype = DataType::Bf16;
+    let half = load(&classifier(4, 3, 1.0), manifest).unwrap();
+    let full = load(&classifier(4, 3, 1.0), classifier_manifest(4, 3)).unwrap();
+    let row = vec![0.5, -1.0, 2.0, 0.25]; // exact in both
+    let expected = full.infer(vec![f32s(&[1, 4], row.clone())]).unwrap();
+    let bits = row.into_iter().map(crate::bf16_bits).collect();
+    let got = half.infer(vec![Tensor::new(vec![1, 4], Data::Bf16(bits)).unwrap()]).unwrap();
+    assert_eq!((got[0].datatype(), got[0].shape()), (DataType::Bf16, &[1, 3][..]));
+    for (got, expected) in got[0].to_f32().into_iter().zip(expected[0].to_f32()) {
+        assert!((got - expected).abs() <= expected / 256.0, "{got} is not {expected} to eight bits");
+    }
+    // The other way round there is nothing to save.
+    let mut manifest = classifier_manifest(4, 3);
+    manifest.inputs[0].datatype = DataType::Fp64;
+    says(load(&classifier(4, 3, 1.0), manifest), "arrives as FP64, the model takes FP32");
+}
+
+#[test]
 fn a_shared_model_runs_on_several_threads_at_once() {
     let model = std::sync::Arc::new(load(&classifier(4, 3, 1.0), classifier_manifest(4, 3)).unwrap());
     let expected = model.infer(vec![f32s(&[1, 4], vec![1.0; 4])]).unwrap();

@@ -118,7 +118,7 @@ impl From<InferError> for Refusal {
     fn from(error: InferError) -> Self {
         let why = error.to_string();
         let status = match error {
-            InferError::Input(_) => StatusCode::BAD_REQUEST,
+            InferError::Input(_) | InferError::Value(_) => StatusCode::BAD_REQUEST,
             InferError::Busy(_) => return busy(why),
             InferError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             InferError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,

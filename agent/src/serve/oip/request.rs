@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::classes;
-use super::data::{Flat, typed};
+use super::data::{Flat, quote_literals, typed};
 
 /// Longest `id` that is echoed: a UUID has 36 characters, trace ids 64.
 const MAX_ID: usize = 256;
@@ -114,7 +114,7 @@ fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<As
     if json.is_empty() {
         return refuse("the body is empty; an inference request is JSON with `inputs`");
     }
-    let request: InferRequest = serde_json::from_slice(json)
+    let request = read_json(json)
         .map_err(|e| AskError(format!("the body is not an inference request: {}", cut(&e.to_string()))))?;
     if request.id.as_ref().is_some_and(|id| id.len() > MAX_ID) {
         return refuse(format!("`id` is longer than {MAX_ID} bytes"));
@@ -145,6 +145,14 @@ fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<As
     let all_binary = request.parameters.get("binary_data_output").and_then(Value::as_bool).unwrap_or(false);
     let outputs = select(&request.outputs, all_binary, manifest)?;
     Ok(Ask { id: request.id, inputs, outputs })
+}
+
+/// JSON as the standard has it; or, when that fails, with the bare `NaN` and `Infinity` of Python's encoders.
+fn read_json(json: &[u8]) -> Result<InferRequest, serde_json::Error> {
+    serde_json::from_slice(json).or_else(|error| match quote_literals(json) {
+        Some(quoted) => serde_json::from_slice(&quoted),
+        None => Err(error),
+    })
 }
 
 /// A body that is one raw tensor and nothing else: for models of one input with at most one variable dimension,
@@ -215,7 +223,7 @@ fn read_input(input: RequestInput, binary: &mut &[u8]) -> Result<Tensor, String>
 fn datatype(text: &str) -> Result<DataType, String> {
     serde_json::from_value(Value::from(text)).map_err(|_| {
         format!(
-            "datatype {:?} is unknown: BOOL, UINT8 … UINT64, INT8 … INT64, FP16, FP32, FP64, BYTES",
+            "datatype {:?} is unknown: BOOL, UINT8 … UINT64, INT8 … INT64, FP16, BF16, FP32, FP64, BYTES",
             short(text)
         )
     })

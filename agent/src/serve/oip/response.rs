@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use plimsoll_protocol::bundle::{DataType, OutputSpec};
-use plimsoll_runtime::{Data, Tensor, f16_value};
+use plimsoll_runtime::{Data, Tensor, bf16_value, f16_value};
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 /// What a model answered.
@@ -123,6 +123,7 @@ impl Serialize for Elements<'_> {
             Data::Fp32(v) => v.serialize(serializer),
             Data::Fp64(v) => v.serialize(serializer),
             Data::Fp16(v) => serializer.collect_seq(v.iter().map(|bits| f16_value(*bits))),
+            Data::Bf16(v) => serializer.collect_seq(v.iter().map(|bits| bf16_value(*bits))),
             Data::Bytes(v) => {
                 let mut seq = serializer.serialize_seq(Some(v.len()))?;
                 // Bytes that are not text survive only as binary tensors.

@@ -38,7 +38,7 @@ impl OutputWindow {
         let counts = window.features.iter().find(|f| f.feature as usize == at)?;
         let total = counts.counts.iter().try_fold(0_u64, |sum, c| sum.checked_add(*c))?;
         let fits = window.schema == baseline.schema() && counts.counts.len() == feature.bins.cells();
-        if !fits || total != window.samples {
+        if !fits || total != window.rows_of(feature) {
             return None;
         }
         let cells: Option<Box<[u32]>> =

@@ -6,6 +6,7 @@ use anyhow::Result;
 use plimsoll_protocol::bundle::{GoldenOrigin, Manifest, RuntimeKind};
 
 use super::files::LocalBundle;
+use super::pack::policy;
 use crate::output::{Screen, bytes};
 
 /// Shows a bundle.
@@ -41,6 +42,7 @@ fn describe(bundle: &LocalBundle) -> String {
         let content = serde_json::to_value(t.content).unwrap_or_default();
         let content = content.as_str().unwrap_or_default().to_owned();
         lines.push(format!("input    {}: {} {:?}, {content}", t.name, t.datatype.as_str(), t.shape));
+        lines.extend(policy::in_words(t));
     }
     for t in &m.outputs {
         let kind = serde_json::to_value(t.kind).unwrap_or_default();

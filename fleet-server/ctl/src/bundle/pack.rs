@@ -9,6 +9,7 @@
 
 mod draft;
 mod golden;
+pub(super) mod policy;
 mod reference;
 mod tensors;
 
@@ -70,6 +71,18 @@ pub struct Pack {
     /// Columns of the reference that are categories although they are numbers.
     #[arg(long, value_delimiter = ',', value_name = "A,B,…")]
     categorical: Vec<String>,
+    /// Smallest and largest valid value of a column of the reference. Repeatable. Values outside are counted as data
+    /// quality, or refused with --refuse out_of_range.
+    #[arg(long, value_name = "COLUMN=LOW,HIGH", value_parser = policy::range, allow_hyphen_values = true)]
+    valid: Vec<policy::Range>,
+    /// Values for which a request is refused instead of answered: missing (NaN, null, an empty text), infinite,
+    /// out_of_range or unknown_category (one that a --categorical column has not in the reference); of everything, or of
+    /// one input or column. Repeatable. By default all are let through and counted.
+    #[arg(long, value_name = "RULE[=NAME]", value_parser = policy::refusal)]
+    refuse: Vec<policy::Refusal>,
+    /// FP32 input or output that travels as BF16: half the bytes, eight bits of precision. Repeatable.
+    #[arg(long, value_name = "TENSOR")]
+    bf16: Vec<String>,
     /// Multiply an input before the model sees it, and add an offset: `x=0.00392` or `x=0.0078,-1`. Repeatable.
     #[arg(long, value_name = "INPUT=FACTOR[,OFFSET]", value_parser = scale, allow_hyphen_values = true)]
     pre_scale: Vec<Step>,
@@ -181,6 +194,7 @@ async fn pack(
     let mut notes = Vec::new();
     let description = describe(&args.onnx).with_context(|| format!("model {}", args.onnx.display()))?;
     let mut draft = Draft::begin(args, &description)?;
+    policy::carry(args, &mut draft.manifest)?;
     draft.copy(&args.onnx, draft::ENTRY)?;
     let folder = args.onnx.parent().unwrap_or(Path::new(""));
     for path in &description.external_data {
@@ -207,6 +221,7 @@ async fn pack(
     let baseline = match &args.reference {
         None => {
             notes.push("no --reference: drift will not be measured".into());
+            policy::apply(args, &mut draft.manifest)?;
             None
         }
         Some(path) => measure(args, &mut draft, path, &mut notes)?,
@@ -223,6 +238,7 @@ fn measure(
     notes: &mut Vec<String>,
 ) -> Result<Option<(usize, usize)>> {
     let reference = reference::read(&mut draft.manifest, path, &args.categorical)?;
+    policy::apply(args, &mut draft.manifest)?;
     let model = load(draft)?;
     let mut rows = 0;
     let mut answered = Vec::with_capacity(reference.len());

@@ -66,7 +66,41 @@ fn each_way_to_be_bad_is_refused_by_name() {
         |v| v["pre"] = json!([{"op": "normalize", "tensor": "x", "axis": 1, "mean": [0.0], "std": [0.0]}]),
         "std not zero",
     );
+    let features = |features: Value| move |v: &mut Value| v["inputs"][0]["features"] = features;
+    check(
+        features(json!([{"name": "a", "kind": "numeric", "range": [2.0, 1.0]}])),
+        "two finite numbers in order",
+    );
+    check(features(json!([{"name": "a", "kind": "numeric", "categories": ["1"]}])), "is not categorical");
+    check(features(json!([{"name": "a", "kind": "categorical", "categories": ["red"]}])), "must be numbers");
+    let own = json!([{"name": "a", "kind": "numeric", "policy": {"out_of_range": "refuse"}}]);
+    check(features(own), "a states a range");
+    check(|v| v["inputs"][0]["policy"] = json!({"out_of_range": "refuse"}), "no feature states a range");
+    check(
+        |v| v["inputs"][0]["policy"] = json!({"unknown_category": "refuse"}),
+        "no feature states its categories",
+    );
+    check(|v| v["inputs"][0]["policy"] = json!({"missing": "shrug"}), "shrug");
+    check(|v| v["inputs"][0]["policy"] = json!({"mising": "refuse"}), "mising");
     check(|v| v["limits"] = json!({"timeout_ms": 0, "max_batch": 1, "queue": 1}), "zero");
+}
+
+#[test]
+fn a_policy_is_written_only_where_it_refuses_and_a_feature_may_have_its_own() {
+    let plain = Manifest::parse(good().to_string().as_bytes()).unwrap();
+    assert!(!String::from_utf8(plain.to_bytes()).unwrap().contains("policy"));
+    let mut value = good();
+    value["inputs"][0]["policy"] = json!({"missing": "refuse", "infinite": "count"});
+    value["inputs"][0]["features"] = json!([
+        {"name": "a", "kind": "numeric", "range": [0.0, 9.0], "policy": {"out_of_range": "refuse"}},
+        {"name": "b", "kind": "categorical", "categories": ["1", "2.5"]},
+    ]);
+    let manifest = Manifest::parse(value.to_string().as_bytes()).unwrap();
+    assert_eq!(Manifest::parse(&manifest.to_bytes()).unwrap(), manifest);
+    let input = &manifest.inputs[0];
+    assert_eq!(input.policy.refusals(), "missing");
+    assert_eq!(input.features[0].policy.unwrap().refusals(), "out_of_range");
+    assert!(ValueRule::ALL.iter().all(|rule| rule.as_str().parse() == Ok(*rule)));
 }
 
 #[test]

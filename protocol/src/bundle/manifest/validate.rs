@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{MAX_ELEMENTS, MAX_FILE_BYTES, MAX_FILES, MAX_RANK, MAX_TENSORS, Manifest, RuntimeKind, Step};
+use super::{
+    DataType, Feature, FeatureKind, InputSpec, MAX_ELEMENTS, MAX_FILE_BYTES, MAX_FILES,
+    MAX_LISTED_CATEGORIES, MAX_RANK, MAX_TENSORS, Manifest, RuntimeKind, Step, ValueRule,
+};
 use crate::bundle::SafePath;
 
 impl Manifest {
@@ -12,6 +15,7 @@ impl Manifest {
         self.validate_variants()?;
         let inputs = self.inputs.iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
         validate_tensors("input", inputs)?;
+        self.inputs.iter().try_for_each(validate_features)?;
         let outputs = self.outputs.iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
         validate_tensors("output", outputs)?;
         self.validate_golden()?;
@@ -108,6 +112,48 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Ranges in order, categories that can occur, and policies that can catch something: a rule that refuses nothing
+/// because a range was forgotten would be a lock without a door.
+fn validate_features(input: &InputSpec) -> Result<(), String> {
+    for feature in &input.features {
+        let refuse = |why: &str| Err(format!("input {}, feature {:?}: {why}", input.name, feature.name));
+        if let Some((low, high)) = feature.range
+            && !(low.is_finite() && high.is_finite() && low <= high)
+        {
+            return refuse("its range must be two finite numbers in order");
+        }
+        if feature.categories.is_empty() {
+            continue;
+        }
+        if feature.kind != FeatureKind::Categorical {
+            return refuse("it lists categories and is not categorical");
+        }
+        if feature.categories.len() > MAX_LISTED_CATEGORIES {
+            return refuse(&format!("it lists more than {MAX_LISTED_CATEGORIES} categories"));
+        }
+        let number = |text: &String| text.parse::<f64>().is_ok_and(f64::is_finite);
+        if input.datatype != DataType::Bytes && !feature.categories.iter().all(number) {
+            return refuse(&format!("its categories must be numbers, as {} is", input.datatype.as_str()));
+        }
+    }
+    let without = |rule: ValueRule, has: fn(&Feature) -> bool| {
+        let nowhere = input.policy.refuses(rule) && !input.features.iter().any(has);
+        let mut own = input.features.iter().filter(|f| f.policy.is_some_and(|p| p.refuses(rule)) && !has(f));
+        nowhere.then_some("no feature").or_else(|| own.next().map(|f| f.name.as_str())).map(str::to_owned)
+    };
+    let lacks = |rule: ValueRule, who: String, what: &str| {
+        let rule = rule.as_str();
+        Err(format!("input {}: its policy refuses {rule}, but {who} states {what}", input.name))
+    };
+    if let Some(who) = without(ValueRule::OutOfRange, |f| f.range.is_some()) {
+        return lacks(ValueRule::OutOfRange, who, "a range");
+    }
+    if let Some(who) = without(ValueRule::UnknownCategory, |f| !f.categories.is_empty()) {
+        return lacks(ValueRule::UnknownCategory, who, "its categories");
+    }
+    Ok(())
 }
 
 fn validate_tensors<'a>(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::drift::Window;
+use crate::drift::{Quality, Window};
 use crate::ids::RolloutId;
 use crate::{Digest, Generation, Incarnation, ModelName, UnixMillis};
 
@@ -128,6 +128,9 @@ pub struct ModelHealth {
     pub p50_us: u64,
     /// 99th percentile of the recent requests, microseconds.
     pub p99_us: u64,
+    /// What was wrong with requests and their values.
+    #[serde(default, skip_serializing_if = "Quality::is_clean")]
+    pub quality: Quality,
 }
 
 /// A closed measurement window of one model.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::bundle::{
     FORMAT, FileEntry, Golden, GoldenOrigin, InputContent, InputSpec, MANIFEST_FILE, Manifest, OutputSpec,
-    RuntimeKind, SafePath, Step, Tolerance, Variant,
+    RuntimeKind, SafePath, Step, Tolerance, ValuePolicy, Variant,
 };
 use plimsoll_runtime::{Description, TensorInfo};
 
@@ -173,7 +173,14 @@ fn input(args: &Pack, info: &TensorInfo) -> InputSpec {
         InputContent::Tabular
     };
     let (name, shape) = (info.name.clone(), info.shape.clone());
-    InputSpec { name, datatype: info.datatype, shape, features: Vec::new(), content }
+    InputSpec {
+        name,
+        datatype: info.datatype,
+        shape,
+        features: Vec::new(),
+        content,
+        policy: ValuePolicy::default(),
+    }
 }
 
 /// `[n, c, h, w]` or `[n, h, w, c]` with one, three or four channels.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use plimsoll_protocol::bundle::{DataType, GoldenOrigin, GoldenSample, OutputKind, OutputSpec};
-use plimsoll_runtime::{Tensor, encode_tensor, read_sample, record_golden};
+use plimsoll_runtime::{Tensor, encode_tensor, read_sample, read_tensor, record_golden};
 
 use super::draft::Draft;
 use super::{Pack, load};
@@ -29,10 +29,23 @@ pub fn supply(draft: &mut Draft, dir: &Path) -> Result<()> {
                 given_outputs.len()
             )));
         }
+        let carried: [Vec<DataType>; 2] = [
+            draft.manifest.inputs.iter().map(|t| t.datatype).collect(),
+            draft.manifest.outputs.iter().map(|t| t.datatype).collect(),
+        ];
         let mut copy = |kind: &str, files: &[PathBuf]| -> Result<Vec<_>> {
-            let each = files.iter().enumerate();
-            each.map(|(k, file)| draft.copy(file, &format!("golden/test_data_set_{at}/{kind}_{k}.pb")))
-                .collect()
+            let carried = carried.get(usize::from(kind == "output")).into_iter().flatten();
+            let each = files.iter().zip(carried).enumerate();
+            each.map(|(k, (file, datatype))| {
+                let name = format!("golden/test_data_set_{at}/{kind}_{k}.pb");
+                if *datatype != DataType::Bf16 {
+                    return draft.copy(file, &name);
+                }
+                // The framework computed in FP32; the sample is what travels.
+                let (label, tensor) = read_tensor(file)?;
+                draft.add(&name, &encode_tensor(&label, &tensor.into_bf16()))
+            })
+            .collect()
         };
         let sample =
             GoldenSample { inputs: copy("input", &given_inputs)?, outputs: copy("output", &given_outputs)? };
@@ -97,9 +110,11 @@ fn guess(spec: &OutputSpec, tensor: &Tensor) -> OutputKind {
         return OutputKind::Regression;
     }
     let values = tensor.to_f32();
-    // Rows that are not negative and sum to one are probabilities; a thousandth is what FP16 leaves of a sum.
+    // Rows that are not negative and sum to one are probabilities; a thousandth is what FP16 leaves of a sum, BF16
+    // keeps eight bits of each.
+    let off = if spec.datatype == DataType::Bf16 { 1e-2 } else { 1e-3 };
     let is_distribution =
-        |row: &[f32]| row.iter().all(|p| *p >= 0.0) && (row.iter().sum::<f32>() - 1.0).abs() < 1e-3;
+        |row: &[f32]| row.iter().all(|p| *p >= 0.0) && (row.iter().sum::<f32>() - 1.0).abs() < off;
     if spec.shape.len() == 2 && values.chunks(width).all(is_distribution) {
         return OutputKind::ClassScores;
     }
@@ -107,7 +122,7 @@ fn guess(spec: &OutputSpec, tensor: &Tensor) -> OutputKind {
 }
 
 fn is_float(datatype: DataType) -> bool {
-    matches!(datatype, DataType::Fp16 | DataType::Fp32 | DataType::Fp64)
+    matches!(datatype, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64)
 }
 
 /// The folders `test_data_set_N` in order of N, or the folder itself when it holds the tensors.

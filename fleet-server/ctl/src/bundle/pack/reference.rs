@@ -7,6 +7,7 @@ use plimsoll_protocol::bundle::{Feature, FeatureKind, InputContent, Manifest};
 use plimsoll_runtime::{Tensor, read_tensor};
 
 use super::golden::{data_sets, numbered};
+use super::policy;
 use super::tensors;
 use crate::failure::{Refused, Usage};
 
@@ -60,19 +61,17 @@ fn name_columns(manifest: &mut Manifest, csv: &Csv, path: &Path, categorical: &[
     if let Some(unknown) = categorical.iter().find(|name| !csv.header.contains(name)) {
         bail!(Usage(format!("--categorical {unknown:?}: {} has no such column", path.display())));
     }
-    let mut names = csv.header.iter();
+    let mut names = csv.header.iter().enumerate();
     for (input, width) in manifest.inputs.iter_mut().zip(widths) {
-        let names: Vec<&String> = names.by_ref().take(width).collect();
+        let names: Vec<(usize, &String)> = names.by_ref().take(width).collect();
         if input.content == InputContent::Tabular {
-            let feature = |name: &&String| Feature {
-                name: (*name).clone(),
-                kind: if categorical.contains(name) {
-                    FeatureKind::Categorical
-                } else {
-                    FeatureKind::Numeric
-                },
-                range: None,
-                unit: None,
+            let feature = |(at, name): &(usize, &String)| {
+                if !categorical.contains(name) {
+                    return Feature::new(*name, FeatureKind::Numeric);
+                }
+                let values = csv.rows.iter().filter_map(|row| row.get(*at).copied());
+                let categories = policy::categories(values).unwrap_or_default();
+                Feature { categories, ..Feature::new(*name, FeatureKind::Categorical) }
             };
             input.features = names.iter().map(feature).collect();
         }

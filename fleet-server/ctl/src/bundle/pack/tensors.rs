@@ -1,7 +1,7 @@
 //! From rows of numbers to the tensors of a request.
 
 use plimsoll_protocol::bundle::{DataType, InputSpec, Manifest};
-use plimsoll_runtime::{Data, Tensor, f16_bits};
+use plimsoll_runtime::{Data, Tensor, bf16_bits, f16_bits};
 
 /// Elements of one row, when the shape fixes them: the first of several dimensions counts rows.
 pub fn row_width(shape: &[i64]) -> Option<usize> {
@@ -63,6 +63,7 @@ fn tensor(spec: &InputSpec, rows: usize, values: Vec<f64>) -> Result<Tensor, Str
         DataType::Fp32 => Data::Fp32(values.iter().map(|v| *v as f32).collect()),
         DataType::Fp64 => Data::Fp64(values),
         DataType::Fp16 => Data::Fp16(values.iter().map(|v| f16_bits(*v as f32)).collect()),
+        DataType::Bf16 => Data::Bf16(values.iter().map(|v| bf16_bits(*v as f32)).collect()),
         DataType::Uint8 => integers!(Uint8, u8),
         DataType::Uint16 => integers!(Uint16, u16),
         DataType::Uint32 => integers!(Uint32, u32),

@@ -104,6 +104,51 @@ fn golden_samples_reference_labels_and_annotations_end_up_in_the_bundle() {
 }
 
 #[test]
+fn the_input_policy_comes_from_flags_and_the_categories_from_the_reference() {
+    let home = Home::new();
+    let rows: Vec<String> = (0..200).map(|i| format!("{},{},{}", i % 7, i, 1 + i % 2)).collect();
+    home.write("ref.csv", format!("flow,temp,door\n{}\n", rows.join("\n")).as_bytes());
+    let more = "--reference @ref.csv --categorical door --valid flow=-1,50 --refuse missing --refuse \
+                out_of_range=flow --refuse unknown_category";
+    let packed = home.pack(more).unwrap();
+    let input = &packed.manifest.inputs[0];
+    assert_eq!(input.policy.refusals(), "missing, unknown_category");
+    assert_eq!(input.features[0].range, Some((-1.0, 50.0)));
+    assert_eq!(input.features[0].policy.unwrap().refusals(), "missing, out_of_range");
+    assert_eq!((input.features[2].categories.join(" "), input.features[2].policy), ("1 2".to_owned(), None));
+    let words = policy::in_words(input).join("\n");
+    assert!(words.contains("policy   x: refuses missing, unknown_category"), "{words}");
+    assert!(words.contains("feature  x.flow: valid -1 to 50; refuses missing, out_of_range"), "{words}");
+    assert!(words.contains("feature  x.door: one of 1, 2"), "{words}");
+    std::fs::remove_dir_all(home.path().join("out")).unwrap();
+
+    refused(&home, "--reference @ref.csv --valid speed=0,1", USAGE, "there are flow, temp, door");
+    refused(&home, "--refuse missing=flow", USAGE, "no column has a name");
+    refused(&home, "--refuse out_of_range", exit_code(&plimsoll_error()), "no feature states a range");
+    assert!(home.pack("--refuse everything").unwrap_err().to_string().contains("none of missing, infinite"));
+    assert!(home.pack("--valid flow=2,1").unwrap_err().to_string().contains("COLUMN=LOW,HIGH"));
+}
+
+/// What a manifest that contradicts itself ends with.
+fn plimsoll_error() -> anyhow::Error {
+    plimsoll_protocol::bundle::ManifestError::Invalid(String::new()).into()
+}
+
+#[test]
+fn a_tensor_can_travel_as_bf16_and_so_do_its_samples() {
+    let home = Home::new();
+    home.golden(|_| ());
+    let packed = home.pack("--golden @golden --bf16 x --bf16 y").unwrap();
+    let m = &packed.manifest;
+    assert_eq!((m.inputs[0].datatype.as_str(), m.outputs[0].datatype.as_str()), ("BF16", "BF16"));
+    assert_eq!(m.outputs[0].kind, OutputKind::ClassScores);
+    let (inputs, _) = plimsoll_runtime::read_sample(&home.path().join("out"), &m.golden.samples[0]).unwrap();
+    assert_eq!(inputs[0].datatype().as_str(), "BF16");
+    std::fs::remove_dir_all(home.path().join("out")).unwrap();
+    refused(&home, "--bf16 pixels", USAGE, "it has x, y");
+}
+
+#[test]
 fn the_same_model_packs_to_the_same_samples() {
     let home = Home::new();
     let first = home.pack("").unwrap().manifest.files;
