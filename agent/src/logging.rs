@@ -9,11 +9,12 @@ use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{Registry, fmt, reload};
 
 /// Some 300 lines: an update with all its steps is 15, a day of an idle agent 30. A tenth of a percent of a small
 /// device's memory.
@@ -21,7 +22,7 @@ pub const RING_BYTES: usize = 48 * 1024;
 /// A line that is longer is cut: the causes of one error are a few hundred bytes.
 const MAX_LINE: usize = 1024;
 
-static FILTER: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
+static FILTER: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
 static RING: Ring = Ring(Mutex::new(Lines { lines: VecDeque::new(), bytes: 0 }));
 
 /// A filter that is none.
@@ -60,8 +61,9 @@ pub fn recent() -> Vec<String> {
     RING.lines(|lines| lines.lines.iter().cloned().collect())
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, FilterError> {
-    EnvFilter::try_new(filter).map_err(|e| FilterError { filter: filter.to_owned(), why: e.to_string() })
+/// By module and level only: `EnvFilter` can look into spans too, for a megabyte of regular expressions.
+fn parse(filter: &str) -> Result<Targets, FilterError> {
+    filter.parse().map_err(|e: ParseError| FilterError { filter: filter.to_owned(), why: e.to_string() })
 }
 
 struct Lines {
