@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use plimsoll_protocol::api::DriftAlarm;
 use plimsoll_protocol::drift::attribution::{Cause, Moved, attribute};
-use plimsoll_protocol::drift::{Baseline, Judge, Source, Standing, Verdict, Window};
+use plimsoll_protocol::drift::{Baseline, Judge, Quality, Source, Standing, Truth, Verdict, Window};
 use plimsoll_protocol::wire::v1::{DriftReport, RunningModel, Severity};
 use plimsoll_protocol::{DeviceId, Digest, ModelName};
 
@@ -63,6 +63,10 @@ pub struct Replay {
     pub verdicts: Vec<Verdict>,
     /// How many were judged.
     pub windows: u64,
+    /// Of all stored windows, also of those that are too old to judge.
+    pub quality: Quality,
+    /// The same.
+    pub truth: Truth,
     judge: Judge,
 }
 
@@ -133,14 +137,19 @@ impl Drift {
         let mut windows = stored(app, device, model, digest).await;
         let mut judge = Judge::new(&baseline);
         let (mut verdicts, mut judged) = (Vec::new(), 0);
-        windows.drain(..windows.len().saturating_sub(REPLAYED));
         // A window that does not fit the baseline says nothing about this bundle.
         windows.retain(|window| window.check(&baseline).is_ok());
+        let (mut quality, mut truth) = (Quality::default(), Truth::default());
+        for window in &windows {
+            quality.merge(&window.quality);
+            truth.merge(&window.truth);
+        }
+        windows.drain(..windows.len().saturating_sub(REPLAYED));
         for window in &windows {
             verdicts = judge.judge(&baseline, window).ok()?;
             judged += 1;
         }
-        Some(Replay { last: windows.pop()?, baseline, verdicts, windows: judged, judge })
+        Some(Replay { last: windows.pop()?, baseline, verdicts, windows: judged, quality, truth, judge })
     }
 
     /// What a device holds in alarm, with where it comes from.

@@ -1,7 +1,7 @@
 //! The measurement window of one bundle in service.
 
 use plimsoll_protocol::bundle::Manifest;
-use plimsoll_protocol::drift::{Baseline, Cell, Quality, Window};
+use plimsoll_protocol::drift::{Baseline, Cell, Quality, Truth, Window};
 use plimsoll_protocol::wire::v1::{DriftReport, MAX_REPORT_BYTES};
 use plimsoll_protocol::{Digest, UnixMillis};
 use plimsoll_runtime::features::Featurizer;
@@ -47,6 +47,23 @@ impl Drift {
         if let Some(window) = &mut self.window {
             window.quality.merge(quality);
         }
+    }
+
+    /// Counts a label.
+    pub fn labelled(&mut self, truth: &Truth) {
+        if let Some(window) = &mut self.window {
+            window.truth.merge(truth);
+        }
+    }
+
+    /// The reference.
+    pub const fn baseline(&self) -> &Baseline {
+        &self.baseline
+    }
+
+    /// Index of the window that is open, or of the next.
+    pub const fn index(&self) -> u64 {
+        self.index
     }
 
     /// Whether anything that is observed now is kept.

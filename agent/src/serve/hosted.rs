@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
-use plimsoll_protocol::drift::Quality;
+use plimsoll_protocol::drift::{Quality, Truth};
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
-use plimsoll_protocol::{Digest, UnixMillis};
+use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use plimsoll_runtime::features::Featurizer;
 use plimsoll_runtime::{
     Model, RuntimeError, STACK, Tensor, TensorError, ValueRefusal, architecture, read_sample,
@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 
 use super::drift::{self, Drift, Rows};
 use super::latency::Latencies;
+use super::truth::{Answers, LabelError, Outcome};
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -49,13 +50,11 @@ pub type OnFault = Box<dyn Fn(String) + Send>;
 
 /// A loaded bundle.
 pub struct Hosted {
-    manifest: Manifest,
     /// As it is written in every answer.
     version: String,
-    digest: Digest,
     model: Arc<Model>,
     queue: SyncSender<Job>,
-    ledger: Arc<Ledger>,
+    account: Account,
     /// Resolves when the thread has ended.
     ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -96,8 +95,15 @@ pub struct Counted {
     pub last_ms: u64,
 }
 
+/// What is counted of a bundle, whether or not it is still in memory: labels come after a swap too.
+#[derive(Clone)]
+pub struct Account {
+    manifest: Arc<Manifest>,
+    digest: Digest,
+    ledger: Arc<Ledger>,
+}
+
 /// What is counted; outlives the model, so that the last window can be read when the thread has ended.
-#[derive(Default)]
 struct Ledger {
     requests: AtomicU64,
     failed: AtomicU64,
@@ -111,15 +117,15 @@ struct Ledger {
     infer_ns: AtomicU64,
     last_ms: AtomicU64,
     quality: Mutex<Quality>,
+    truth: Mutex<Truth>,
+    answers: Mutex<Answers>,
     latencies: Mutex<Latencies>,
     drift: Mutex<Option<Drift>>,
 }
 
 /// What is left of a bundle that takes no more requests.
 pub struct Retired {
-    manifest: Manifest,
-    digest: Digest,
-    ledger: Arc<Ledger>,
+    account: Account,
     ended: Option<oneshot::Receiver<()>>,
 }
 
@@ -157,21 +163,22 @@ impl Hosted {
         featurizer: Option<Featurizer>,
         on_fault: OnFault,
     ) -> Result<Self, RuntimeError> {
-        let manifest = model.manifest().clone();
+        let manifest = Arc::new(model.manifest().clone());
         let model = Arc::new(model);
-        let ledger = Arc::new(Ledger { drift: Mutex::new(drift), ..Ledger::default() });
+        let ledger = Arc::new(Ledger::of(&manifest, drift));
         let version = manifest.version.to_string();
         let (queue, jobs) = sync_channel(manifest.limits.queue as usize);
         let (alive, ended) = oneshot::channel();
         let worker =
             Worker { model: model.clone(), featurizer, ledger: ledger.clone(), on_fault, _alive: alive };
         on_own_thread(&format!("infer-{}", manifest.model), move || worker.run(jobs))?;
-        Ok(Self { manifest, version, digest, model, queue, ledger, ended: Mutex::new(Some(ended)) })
+        let account = Account { manifest, digest, ledger };
+        Ok(Self { version, model, queue, account, ended: Mutex::new(Some(ended)) })
     }
 
     /// Of the bundle.
-    pub const fn manifest(&self) -> &Manifest {
-        &self.manifest
+    pub fn manifest(&self) -> &Manifest {
+        &self.account.manifest
     }
 
     /// Of the bundle, as text.
@@ -181,7 +188,12 @@ impl Hosted {
 
     /// Of its `bundle.json`.
     pub const fn digest(&self) -> Digest {
-        self.digest
+        self.account.digest
+    }
+
+    /// What is counted of it.
+    pub const fn account(&self) -> &Account {
+        &self.account
     }
 
     /// Asks the model and waits for its answer, at most as long as the manifest allows.
@@ -196,8 +208,8 @@ impl Hosted {
         match self.queue.try_send(Job::Infer(Asked { inputs, queued: start, reply })) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                self.ledger.busy.fetch_add(1, Ordering::Relaxed);
-                return Err(InferError::Busy(self.manifest.limits.queue));
+                self.account.ledger.busy.fetch_add(1, Ordering::Relaxed);
+                return Err(InferError::Busy(self.account.manifest.limits.queue));
             }
             Err(TrySendError::Disconnected(_)) => {
                 self.answered(start, true);
@@ -206,7 +218,7 @@ impl Hosted {
                 ));
             }
         }
-        let limit = self.manifest.limits.timeout_ms;
+        let limit = self.account.manifest.limits.timeout_ms;
         let result = match tokio::time::timeout(Duration::from_millis(u64::from(limit)), answer).await {
             Ok(Ok(Ok(outputs))) => Ok(outputs),
             // Checked before; an engine may be pickier than the manifest.
@@ -224,84 +236,85 @@ impl Hosted {
 
     /// Counts a request that was refused for its form: shape, datatype, length, JSON.
     pub fn refused(&self) {
-        self.ledger.refused.fetch_add(1, Ordering::Relaxed);
-        self.ledger.found(&Quality { malformed: 1, ..Quality::default() });
+        self.account.ledger.refused.fetch_add(1, Ordering::Relaxed);
+        self.account.ledger.found(&Quality { malformed: 1, ..Quality::default() });
     }
 
     /// Counts a request that was refused for a value, and has its inputs measured if the queue has room: what a busy
     /// model leaves out of its window is a sample less, not a request that waits.
     fn refused_by_policy(&self, refusal: &ValueRefusal, inputs: Vec<Tensor>) {
-        self.ledger.refused.fetch_add(1, Ordering::Relaxed);
+        self.account.ledger.refused.fetch_add(1, Ordering::Relaxed);
         let mut quality = Quality::default();
         quality.refused.add(refusal.rule, 1);
-        self.ledger.found(&quality);
-        if lock(&self.ledger.drift).as_ref().is_some_and(Drift::is_open) {
+        self.account.ledger.found(&quality);
+        if lock(&self.account.ledger.drift).as_ref().is_some_and(Drift::is_open) {
             let _ = self.queue.try_send(Job::Measure(inputs));
         }
     }
 
     fn answered(&self, start: Instant, failed: bool) {
-        self.ledger.requests.fetch_add(1, Ordering::Relaxed);
-        self.ledger.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
+        self.account.ledger.requests.fetch_add(1, Ordering::Relaxed);
+        self.account.ledger.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
         let took = start.elapsed();
-        let time = if failed { &self.ledger.fail_ns } else { &self.ledger.success_ns };
+        let time = if failed { &self.account.ledger.fail_ns } else { &self.account.ledger.success_ns };
         time.fetch_add(nanos(took), Ordering::Relaxed);
-        lock(&self.ledger.latencies).note(took.as_micros());
-        if let Some(drift) = lock(&self.ledger.drift).as_mut() {
+        lock(&self.account.ledger.latencies).note(took.as_micros());
+        if let Some(drift) = lock(&self.account.ledger.drift).as_mut() {
             drift.answered(failed);
         }
     }
 
     /// Opens its measurement window, unless one is open.
     pub fn open_window(&self, now: UnixMillis) {
-        if let Some(drift) = lock(&self.ledger.drift).as_mut() {
+        if let Some(drift) = lock(&self.account.ledger.drift).as_mut() {
             drift.open(now);
         }
     }
 
     /// Closes its measurement window, if one is open; opens the next if `reopen`.
     pub fn close_window(&self, now: UnixMillis, reopen: bool) -> Vec<DriftReport> {
-        self.ledger.close_window(&self.manifest, self.digest, now, reopen)
+        self.account.close_window(now, reopen)
     }
 
     /// Counters since it was loaded.
     pub fn health(&self) -> ModelHealth {
-        let (p50_us, p99_us) = lock(&self.ledger.latencies).p50_p99();
+        let (p50_us, p99_us) = lock(&self.account.ledger.latencies).p50_p99();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ModelHealth {
-            model: self.manifest.model.clone(),
-            digest: self.digest,
-            requests: count(&self.ledger.requests),
-            failed: count(&self.ledger.failed),
-            refused: count(&self.ledger.refused),
-            busy: count(&self.ledger.busy),
+            model: self.account.manifest.model.clone(),
+            digest: self.account.digest,
+            requests: count(&self.account.ledger.requests),
+            failed: count(&self.account.ledger.failed),
+            refused: count(&self.account.ledger.refused),
+            busy: count(&self.account.ledger.busy),
             p50_us,
             p99_us,
-            quality: *lock(&self.ledger.quality),
+            quality: *lock(&self.account.ledger.quality),
+            truth: *lock(&self.account.ledger.truth),
         }
     }
 
     /// Counts and times since it was loaded. Each is read by itself: two of them may be a request apart.
     pub fn counted(&self) -> Counted {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let failed = count(&self.ledger.failed);
+        let failed = count(&self.account.ledger.failed);
         Counted {
-            requests: count(&self.ledger.requests).max(failed),
+            requests: count(&self.account.ledger.requests).max(failed),
             failed,
-            success_ns: count(&self.ledger.success_ns),
-            fail_ns: count(&self.ledger.fail_ns),
-            runs: count(&self.ledger.runs),
-            rows: count(&self.ledger.rows),
-            queue_ns: count(&self.ledger.queue_ns),
-            infer_ns: count(&self.ledger.infer_ns),
-            last_ms: count(&self.ledger.last_ms),
+            success_ns: count(&self.account.ledger.success_ns),
+            fail_ns: count(&self.account.ledger.fail_ns),
+            runs: count(&self.account.ledger.runs),
+            rows: count(&self.account.ledger.rows),
+            queue_ns: count(&self.account.ledger.queue_ns),
+            infer_ns: count(&self.account.ledger.infer_ns),
+            last_ms: count(&self.account.ledger.last_ms),
         }
     }
 
     /// Lets go of it. Requests that hold it still finish.
     pub fn retire(self: Arc<Self>) -> Retired {
         let ended = lock(&self.ended).take();
-        Retired { manifest: self.manifest.clone(), digest: self.digest, ledger: self.ledger.clone(), ended }
+        Retired { account: self.account.clone(), ended }
     }
 }
 
@@ -311,11 +324,110 @@ impl Retired {
         if let Some(ended) = self.ended.take() {
             let _ = ended.await; // the thread only ever drops its end
         }
-        self.ledger.close_window(&self.manifest, self.digest, now, false)
+        self.account.close_window(now, false)
+    }
+}
+
+impl Account {
+    /// Which model.
+    pub fn model(&self) -> &ModelName {
+        &self.manifest.model
+    }
+
+    /// Which version, as text.
+    pub fn version(&self) -> String {
+        self.manifest.version.to_string()
+    }
+
+    /// Of its `bundle.json`.
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Remembers an answer under the id that `next` gives; ids rise within a bundle, because it is asked for under the
+    /// lock.
+    pub fn answered(&self, next: impl FnOnce() -> u64, outputs: &[Tensor]) -> u64 {
+        let mut answers = lock(&self.ledger.answers);
+        let id = next();
+        answers.note(id, outputs);
+        id
+    }
+
+    /// Holds an answer against its label. One for a version that no longer answers opens a window of its own.
+    pub fn label(
+        &self,
+        id: u64,
+        row: Option<u32>,
+        label: &serde_json::Value,
+        now: UnixMillis,
+    ) -> Result<Outcome, LabelError> {
+        let outcome = lock(&self.ledger.answers).label(id, row, label);
+        let mut drift = lock(&self.ledger.drift);
+        let truth = match (&outcome, drift.as_ref()) {
+            (Ok(Outcome::Class(correct)), _) => Truth::of_class(*correct),
+            (Ok(Outcome::Error(error)), Some(drift)) => Truth::of_number(*error, drift.baseline()),
+            (Ok(Outcome::Error(_)), None) => Truth { numbers: 1, ..Truth::default() },
+            (Err(LabelError::Expired | LabelError::Unknown), _) => Truth { unknown: 1, ..Truth::default() },
+            (Err(_), _) => return outcome,
+        };
+        lock(&self.ledger.truth).merge(&truth);
+        if let Some(drift) = drift.as_mut() {
+            drift.open(now);
+            drift.labelled(&truth);
+        }
+        outcome
+    }
+
+    /// Counts a label for an answer of an earlier life of this process.
+    pub fn late(&self) {
+        let truth = Truth { unknown: 1, ..Truth::default() };
+        lock(&self.ledger.truth).merge(&truth);
+        if let Some(drift) = lock(&self.ledger.drift).as_mut() {
+            drift.labelled(&truth);
+        }
+    }
+
+    /// Takes over what an earlier stay in memory of the same bundle left: its answers, and its window with the index.
+    pub fn inherit(&self, before: &Self) {
+        std::mem::swap(&mut *lock(&self.ledger.answers), &mut *lock(&before.ledger.answers));
+        let old = lock(&before.ledger.drift).take();
+        let mut mine = lock(&self.ledger.drift);
+        if old.as_ref().map(Drift::index) >= mine.as_ref().map(Drift::index) {
+            *mine = old;
+        }
+    }
+
+    /// Closes its window, if one is open; opens the next if `reopen`.
+    pub fn close_window(&self, now: UnixMillis, reopen: bool) -> Vec<DriftReport> {
+        let mut drift = lock(&self.ledger.drift);
+        let close = |drift: &mut Drift| drift.close(&self.manifest, self.digest, now, reopen);
+        drift.as_mut().map_or_else(Vec::new, close)
     }
 }
 
 impl Ledger {
+    fn of(manifest: &Manifest, drift: Option<Drift>) -> Self {
+        let zero = AtomicU64::default;
+        Self {
+            requests: zero(),
+            failed: zero(),
+            refused: zero(),
+            busy: zero(),
+            runs: zero(),
+            rows: zero(),
+            success_ns: zero(),
+            fail_ns: zero(),
+            queue_ns: zero(),
+            infer_ns: zero(),
+            last_ms: zero(),
+            quality: Mutex::default(),
+            truth: Mutex::default(),
+            answers: Mutex::new(Answers::of(manifest)),
+            latencies: Mutex::default(),
+            drift: Mutex::new(drift),
+        }
+    }
+
     fn ran(&self, rows: usize, waited: Duration, took: Duration) {
         let add = |counter: &AtomicU64, value| counter.fetch_add(value, Ordering::Relaxed);
         add(&self.runs, 1);
@@ -335,17 +447,6 @@ impl Ledger {
         if let Some(drift) = lock(&self.drift).as_mut() {
             drift.found(quality);
         }
-    }
-
-    fn close_window(
-        &self,
-        manifest: &Manifest,
-        digest: Digest,
-        now: UnixMillis,
-        reopen: bool,
-    ) -> Vec<DriftReport> {
-        let mut drift = lock(&self.drift);
-        drift.as_mut().map_or_else(Vec::new, |drift| drift.close(manifest, digest, now, reopen))
     }
 }
 

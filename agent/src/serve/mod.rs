@@ -21,6 +21,7 @@ pub mod registry;
 pub mod rows;
 pub mod run;
 mod stdio;
+pub mod truth;
 
 use std::io::{self, Write};
 use std::path::Path;

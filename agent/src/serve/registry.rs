@@ -6,7 +6,11 @@ use std::sync::Arc;
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 
-use super::hosted::{Hosted, Retired};
+use super::hosted::{Account, Hosted, Retired};
+
+/// Bundles of a model that are out of memory and whose answers may still get a label: the one before, and the one that
+/// was tried and went.
+const PAST_KEPT: usize = 2;
 
 /// Bundles by model and digest. A swap changes one pointer; whoever holds the old bundle finishes on it.
 ///
@@ -19,6 +23,10 @@ pub struct Registry {
     active: BTreeMap<ModelName, Arc<Hosted>>,
     /// Models that are to serve; `None` until somebody said which.
     expected: Option<BTreeSet<ModelName>>,
+    /// The newest last.
+    past: Vec<Account>,
+    /// Time of the last order, by the driver's clock: that of windows which a late label opens.
+    now: UnixMillis,
 }
 
 impl Registry {
@@ -36,6 +44,9 @@ impl Registry {
 
     /// Adds a loaded bundle; it takes no requests yet.
     pub fn add(&mut self, hosted: Hosted) {
+        if let Some(at) = self.past.iter().position(|p| p.digest() == hosted.digest()) {
+            hosted.account().inherit(&self.past.remove(at));
+        }
         let key = (hosted.manifest().model.clone(), hosted.digest());
         self.loaded.insert(key, Arc::new(hosted));
     }
@@ -49,6 +60,7 @@ impl Registry {
     pub fn serve(&mut self, model: &ModelName, digest: Digest, now: UnixMillis) -> bool {
         let Some(hosted) = self.loaded.get(&(model.clone(), digest)) else { return false };
         hosted.open_window(now);
+        self.now = now;
         self.served.insert((model.clone(), hosted.manifest().version.clone()), hosted.clone());
         self.active.insert(model.clone(), hosted.clone());
         true
@@ -61,7 +73,27 @@ impl Registry {
             self.expected.iter_mut().for_each(|expected| _ = expected.remove(model));
         }
         self.served.retain(|_, h| (&h.manifest().model, h.digest()) != (model, digest));
-        self.loaded.remove(&(model.clone(), digest)).map(Hosted::retire)
+        let hosted = self.loaded.remove(&(model.clone(), digest))?;
+        self.past.push(hosted.account().clone());
+        let of_model = self.past.iter().filter(|p| p.model() == model).count();
+        if of_model > PAST_KEPT
+            && let Some(oldest) = self.past.iter().position(|p| p.model() == model)
+        {
+            self.past.remove(oldest);
+        }
+        Some(hosted.retire())
+    }
+
+    /// What is counted of the bundle of a model whose digest begins so, in memory or lately so.
+    pub fn account(&self, model: &str, short: &str) -> Option<Account> {
+        let model = ModelName::new(model).ok()?;
+        let loaded = self.loaded.values().map(|h| h.account());
+        loaded.chain(&self.past).find(|a| *a.model() == model && a.digest().short() == short).cloned()
+    }
+
+    /// Time of the last order.
+    pub const fn now(&self) -> UnixMillis {
+        self.now
     }
 
     /// The bundle that answers for a model, by the text of a request's path.
@@ -91,12 +123,14 @@ impl Registry {
     }
 
     /// Closes every open window; opens the next of those that answer for their model.
-    pub fn close_windows(&self, now: UnixMillis) -> Vec<DriftReport> {
+    pub fn close_windows(&mut self, now: UnixMillis) -> Vec<DriftReport> {
+        self.now = now;
         let close = |hosted: &Arc<Hosted>| {
             let active = self.active.get(&hosted.manifest().model);
             hosted.close_window(now, active.is_some_and(|a| a.digest() == hosted.digest()))
         };
-        self.loaded.values().flat_map(close).collect()
+        let past = self.past.iter().flat_map(|account| account.close_window(now, false));
+        self.loaded.values().flat_map(close).chain(past).collect()
     }
 
     /// Counters of everything in memory, sorted by model and digest.

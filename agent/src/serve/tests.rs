@@ -3,5 +3,6 @@
 mod child;
 mod endpoint;
 mod protocol;
+mod quality;
 mod refusals;
 mod support;

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use clap::Subcommand;
 use plimsoll_protocol::DeviceId;
-use plimsoll_protocol::api::{CommandSent, DeviceInfo, JoinTokenInfo, NewJoinToken, Readmit, TokenCreated};
+use plimsoll_protocol::api::{
+    CommandSent, DeviceInfo, DriftInfo, JoinTokenInfo, NewJoinToken, Readmit, TokenCreated,
+};
 use plimsoll_protocol::wire::v1::CommandKind;
 use serde_json::json;
 
@@ -44,6 +46,11 @@ pub enum Command {
     List,
     /// Show one device
     Show {
+        /// The device.
+        device: DeviceId,
+    },
+    /// Show what the measurement windows of one device say: drift, data quality, and accuracy where labels came
+    Drift {
         /// The device.
         device: DeviceId,
     },
@@ -134,6 +141,10 @@ pub async fn run(command: Command, api: &Api, screen: &Screen) -> Result<()> {
         Command::Show { device } => {
             let info: DeviceInfo = api.get(&format!("devices/{device}")).await?;
             screen.show(&info, || describe(&info))
+        }
+        Command::Drift { device } => {
+            let models: Vec<DriftInfo> = api.get(&format!("devices/{device}/drift")).await?;
+            screen.show(&models, || drifts(&device, &models))
         }
         Command::Command { device, what } => {
             let sent: CommandSent =
@@ -249,6 +260,8 @@ fn describe(d: &DeviceInfo) -> String {
                 "           {}: {} requests, {} failed, {} refused, {} busy, p50 {} us, p99 {} us",
                 m.model, m.requests, m.failed, m.refused, m.busy, m.p50_us, m.p99_us
             ));
+            let more = [m.quality.words(), m.truth.words(None)];
+            lines.extend(more.iter().filter(|w| !w.is_empty()).map(|words| format!("           {words}")));
         }
     }
     for job in &d.jobs {
@@ -262,6 +275,31 @@ fn describe(d: &DeviceInfo) -> String {
     }
     lines.extend(d.waiting.as_ref().map(|w| format!("waits      {w}")));
     lines.join("\n")
+}
+
+fn drifts(device: &DeviceId, models: &[DriftInfo]) -> String {
+    if models.is_empty() {
+        return format!("{device} has reported no measurement window of a bundle with a drift baseline yet.");
+    }
+    let model = |m: &DriftInfo| {
+        let mut lines = vec![format!(
+            "{} {}: {} window(s), the last until {} UTC with {} samples",
+            m.model,
+            m.version,
+            m.windows,
+            utc(m.closed_ms),
+            m.samples
+        )];
+        let all = [&m.quality, &m.truth];
+        lines.extend(all.into_iter().filter(|words| !words.is_empty()).map(|words| format!("  {words}")));
+        lines.extend(m.cause.iter().map(|cause| format!("  where from: {cause}")));
+        let feature = |f: &plimsoll_protocol::api::FeatureDrift| {
+            format!("  {} {}", if f.alarm { "ALARM" } else { "     " }, f.text)
+        };
+        lines.extend(m.features.iter().map(feature));
+        lines.join("\n")
+    };
+    models.iter().map(model).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -53,6 +53,16 @@ fn runs(device: &DeviceInfo) -> Markup {
     }
     let served =
         |digest| device.health.iter().flat_map(|h| &h.models).find(|m: &&ModelHealth| m.digest == digest);
+    let said: Vec<(String, String)> = device
+        .running
+        .iter()
+        .filter_map(|model| Some((model, served(model.digest)?)))
+        .flat_map(|(model, m)| {
+            let words = [m.quality.words(), m.truth.words(None)];
+            let of = move |words: String| (format!("{} {}", model.model, model.version), words);
+            words.into_iter().filter(|words| !words.is_empty()).map(of)
+        })
+        .collect();
     html! {
         table class="cards" {
             thead {
@@ -87,6 +97,9 @@ fn runs(device: &DeviceInfo) -> Markup {
                     }
                 }
             }
+        }
+        @for (of, words) in &said {
+            p class="reason" { strong { (of) } " since it was loaded: " (words) "." }
         }
     }
 }

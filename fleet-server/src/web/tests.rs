@@ -6,7 +6,7 @@ use plimsoll_protocol::api::{
     Decision, DeviceInfo, EventInfo, GateSpec, JobInfo, ModelVersion, OnBreach, RolloutInfo, RolloutSpec,
     RolloutStatus, ServerInfo, StageInfo, StageSpec,
 };
-use plimsoll_protocol::drift::Quality;
+use plimsoll_protocol::drift::{Quality, Truth};
 use plimsoll_protocol::wire::v1::{
     Birth, Health, JobPhase, ModelHealth, RunningModel, Severity, UpdatePolicy,
 };
@@ -62,6 +62,7 @@ fn device(name: &str, version: &str, phase: JobPhase) -> DeviceInfo {
         p50_us: 340,
         p99_us: 1210,
         quality: Quality { malformed: 2, ..Quality::default() },
+        truth: Truth { labelled: 40, correct: 37, ..Truth::default() },
     };
     DeviceInfo {
         device: name.parse().unwrap(),

@@ -35,6 +35,15 @@ pub struct DriftInfo {
     pub closed_ms: UnixMillis,
     /// Its samples.
     pub samples: u64,
+    /// What was wrong with requests and values in all stored windows of this version, in words; empty when nothing was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub quality: String,
+    /// How its answers compare with the labels that came, in words; empty when none came.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub truth: String,
+    /// Answers with a label, and those of them that were right.
+    #[serde(default)]
+    pub labelled: (u64, u64),
     /// Where the drift comes from, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,

@@ -13,6 +13,7 @@
 //! - [`signal`]: the few numbers by which an image or a vector of class scores is measured
 //! - [`window`]: counting, merging, splitting into reports
 //! - [`quality`]: values that are not as they should be, and requests refused for them
+//! - [`truth`]: labels that come late, and how the answers compare with them
 //! - [`compare`]: how far two sets of counts are apart (PSI, Jensen-Shannon, Hellinger, …)
 //! - [`evidence`]: whether that could be chance (e-values, Shiryaev-Roberts, e-BH, canaries of a small fleet)
 //! - [`verdict`]: both together, in words
@@ -31,6 +32,7 @@ pub mod fit;
 pub mod quality;
 pub mod sensor;
 pub mod signal;
+pub mod truth;
 pub mod verdict;
 pub mod window;
 
@@ -41,5 +43,6 @@ pub use bins::{Bins, Cell};
 pub use compare::{CompareError, Comparison};
 pub use fit::{Column, FitError, Order};
 pub use quality::{ByRule, Quality};
+pub use truth::Truth;
 pub use verdict::{Judge, Shift, Standing, Verdict};
 pub use window::{FeatureCounts, Served, Window, WindowError, WindowPolicy};

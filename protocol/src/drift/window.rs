@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::baseline::{Baseline, FeatureBaseline, Schema};
 use super::bins::{Bins, Cell};
 use super::quality::Quality;
+use super::truth::Truth;
 use crate::UnixMillis;
 
 /// A feature's range is divided into so many steps for its mean: 65,536 keep it to 1/65,536 of the range, and
@@ -16,7 +17,7 @@ use crate::UnixMillis;
 const STEPS: f64 = 65_536.0;
 /// A value further outside than 16 ranges counts as 16 ranges: one absurd reading must not move a mean for ever,
 /// and 2^20 steps x 2^43 values still fit an i64.
-const MAX_STEPS: f64 = 1_048_576.0;
+pub(super) const MAX_STEPS: f64 = 1_048_576.0;
 /// Most samples of a window that is believed: 2^20 steps x 2^40 samples leave room for eight merges of the largest in
 /// an i64, and no device sees a million million rows in an hour.
 const MAX_SAMPLES: u64 = 1 << 40;
@@ -108,7 +109,7 @@ impl FeatureCounts {
 
 /// First edge and the size of a step.
 #[inline]
-fn scale(bins: &Bins) -> Option<(f64, f64)> {
+pub(super) fn scale(bins: &Bins) -> Option<(f64, f64)> {
     let Bins::Numeric { edges } = bins else { return None };
     let (first, last) = (f64::from(*edges.first()?), f64::from(*edges.last()?));
     Some((first, (last - first) / STEPS))
@@ -135,6 +136,9 @@ pub struct Window {
     /// What was wrong with requests and their values.
     #[serde(default, skip_serializing_if = "Quality::is_clean")]
     pub quality: Quality,
+    /// Labels that came meanwhile for answers of this version, whenever those were given.
+    #[serde(default, skip_serializing_if = "Truth::is_empty")]
+    pub truth: Truth,
     /// In the order of the baseline; a part of a window has some of them.
     pub features: Vec<FeatureCounts>,
 }
@@ -157,6 +161,7 @@ impl Window {
             unanswered: 0,
             served: Served::default(),
             quality: Quality::default(),
+            truth: Truth::default(),
             features,
         }
     }
@@ -229,6 +234,7 @@ impl Window {
         self.served.failed = self.served.failed.saturating_add(other.served.failed);
         self.unanswered = self.unanswered.saturating_add(other.unanswered);
         self.quality.merge(&other.quality);
+        self.truth.merge(&other.truth);
         Ok(())
     }
 
@@ -243,6 +249,9 @@ impl Window {
         }
         if self.samples > MAX_SAMPLES {
             return Err(WindowError::Parts("it claims more samples than any device can see"));
+        }
+        if let Some(why) = self.truth.fault() {
+            return Err(WindowError::Parts(why));
         }
         if self.unanswered > self.samples {
             return Err(WindowError::Parts("it claims more refused rows than rows"));
@@ -299,7 +308,8 @@ impl Window {
         let mut whole = parts.next().ok_or(WindowError::Parts("there is no part to join"))?;
         for part in parts {
             whole.same_schema(part.schema)?;
-            let header = |w: &Self| (w.opened, w.closed, w.samples, w.unanswered, w.served, w.quality);
+            let header =
+                |w: &Self| (w.opened, w.closed, w.samples, w.unanswered, w.served, w.quality, w.truth);
             if header(&whole) != header(&part) {
                 return Err(WindowError::Parts("the parts are of different windows"));
             }

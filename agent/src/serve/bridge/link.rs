@@ -193,7 +193,7 @@ impl Shared {
             message::cells(payload, &columns, &source.fields).and_then(|cells| columns.tensors(&[cells]));
         let inputs = inputs.inspect_err(|_| hosted.refused())?;
         let outputs = hosted.infer(inputs).await.map_err(|e| e.to_string())?;
-        let id = self.endpoint.prediction_id(&hosted);
+        let id = self.endpoint.prediction_id(&hosted, &outputs);
         let answer = message::prediction(&hosted, &id, topic, &outputs)?;
         client
             .try_publish(source.answer_topic(topic), QoS::AtLeastOnce, false, answer)

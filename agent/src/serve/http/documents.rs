@@ -16,7 +16,7 @@ pub fn server(endpoint: &Endpoint) -> Value {
     json!({
         "name": "plimsoll-agent",
         "version": endpoint.agent_version,
-        "extensions": ["binary_tensor_data", "classification", "model_repository", "model_configuration", "statistics"],
+        "extensions": ["binary_tensor_data", "classification", "model_repository", "model_configuration", "statistics", "feedback"],
     })
 }
 

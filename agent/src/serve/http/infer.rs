@@ -42,14 +42,9 @@ pub async fn infer(endpoint: &Endpoint, hosted: &Arc<Hosted>, request: Request<I
         }
     };
     let outputs = hosted.infer(ask.inputs).await?;
-    let reply = Reply {
-        hosted: hosted.clone(),
-        outputs,
-        id: ask.id,
-        wanted: ask.outputs,
-        prediction_id: endpoint.prediction_id(hosted),
-        packing,
-    };
+    let prediction_id = endpoint.prediction_id(hosted, &outputs);
+    let reply =
+        Reply { hosted: hosted.clone(), outputs, id: ask.id, wanted: ask.outputs, prediction_id, packing };
     let large = reply.outputs.iter().map(Tensor::len).sum::<usize>() > LARGE / size_of::<f32>();
     if large { beside(move || reply.write()).await? } else { reply.write() }
 }

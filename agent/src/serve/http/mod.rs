@@ -2,12 +2,15 @@
 //!
 //! Whatever is refused is a status and `{"error": "…"}` that names the object and the problem. Everything that a
 //! caller could make grow has a bound: connections, the time of a head and of a body, the bytes of one body, and the
-//! bytes of all bodies together. [`routes`] finds what a path means, [`infer`] asks the model, [`body`] reads and
+//! bytes of all bodies together. [`routes`] finds what a path means, [`infer`] asks the model, [`feedback`]
+//! takes labels, [`body`] reads and
 //! packs, [`documents`] are the answers that describe.
 
 mod body;
 mod documents;
+mod feedback;
 mod infer;
+mod metrics;
 mod routes;
 
 use std::convert::Infallible;
@@ -22,6 +25,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use plimsoll_runtime::Tensor;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
@@ -119,9 +123,10 @@ impl Endpoint {
     }
 
     /// `<first 12 digits of the bundle's digest>-<life of the process>-<counter>`: unique, and it names the bundle
-    /// that answered.
-    pub fn prediction_id(&self, hosted: &Hosted) -> String {
-        let count = self.predictions.fetch_add(1, Ordering::Relaxed);
+    /// that answered. The answer is remembered under it, for a label that comes later.
+    pub fn prediction_id(&self, hosted: &Hosted, outputs: &[Tensor]) -> String {
+        let next = || self.predictions.fetch_add(1, Ordering::Relaxed);
+        let count = hosted.account().answered(next, outputs);
         format!("{}-{:08x}-{count:x}", hosted.digest().short(), self.nonce)
     }
 }
@@ -200,6 +205,12 @@ fn refusal_response(refusal: Refusal) -> Response<Full<Bytes>> {
     if let Some((name, value)) = refusal.header {
         response.headers_mut().insert(name, value);
     }
+    response
+}
+
+fn text(page: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(page)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
     response
 }
 

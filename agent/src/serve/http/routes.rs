@@ -9,7 +9,10 @@ use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Answer, Endpoint, Refusal, busy, document, documents, infer, ok, refusal_response, refuse};
+use super::{
+    Answer, Endpoint, Refusal, busy, document, documents, feedback, infer, metrics, ok, refusal_response,
+    refuse, text,
+};
 use crate::serve::hosted::Hosted;
 
 /// Why no model comes in through the API.
@@ -31,6 +34,10 @@ pub async fn answer(endpoint: &Endpoint, request: Request<Incoming>) -> Response
 
 async fn route(endpoint: &Endpoint, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().trim_end_matches('/').to_owned();
+    if path == "/metrics" {
+        allow(&request, Method::GET)?;
+        return Ok(text(metrics::render(endpoint)));
+    }
     let Some(path_in_v2) = path.strip_prefix("/v2") else { return unknown_path(&path) };
     let parts: Vec<&str> = path_in_v2.split('/').skip(1).collect();
     let get = || allow(&request, Method::GET);
@@ -68,6 +75,10 @@ async fn route(endpoint: &Endpoint, request: Request<Incoming>) -> Answer {
                     allow(&request, Method::POST)?;
                     let hosted = find(endpoint, model, version)?;
                     infer::infer(endpoint, &hosted, request).await
+                }
+                ["feedback"] => {
+                    allow(&request, Method::POST)?;
+                    feedback::feedback(endpoint, model, version, request).await
                 }
                 _ => unknown_path(&path),
             }

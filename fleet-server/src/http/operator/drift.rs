@@ -52,6 +52,9 @@ async fn of_model(app: &App, device: &DeviceId, running: &RunningModel) -> Optio
         opened_ms: replay.last.opened,
         closed_ms: replay.last.closed,
         samples: replay.last.samples,
+        quality: replay.quality.words(),
+        truth: replay.truth.words(Some(&replay.baseline)),
+        labelled: (replay.truth.labelled, replay.truth.correct),
         cause: alarms.into_iter().next().map(|a| a.cause),
         features: features.collect(),
     })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::drift::{Quality, Window};
+use crate::drift::{Quality, Truth, Window};
 use crate::ids::RolloutId;
 use crate::{Digest, Generation, Incarnation, ModelName, UnixMillis};
 
@@ -131,6 +131,9 @@ pub struct ModelHealth {
     /// What was wrong with requests and their values.
     #[serde(default, skip_serializing_if = "Quality::is_clean")]
     pub quality: Quality,
+    /// Labels that came late, and how the answers compare with them.
+    #[serde(default, skip_serializing_if = "Truth::is_empty")]
+    pub truth: Truth,
 }
 
 /// A closed measurement window of one model.
