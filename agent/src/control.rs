@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use plimsoll_protocol::wire::v1::{JobReport, RunningModel};
-use plimsoll_protocol::{Generation, ModelName, UnixSeconds};
+use plimsoll_protocol::{Digest, Generation, ModelName, UnixSeconds};
 
 /// Longest line: a status with 8 models is under 16 KiB, the 48 KiB of [`crate::logging`] are twice that at most as
 /// JSON.
@@ -121,6 +121,9 @@ pub struct Status {
     pub models: Vec<RunningModel>,
     /// Where every order stands.
     pub jobs: Vec<JobReport>,
+    /// Versions that this device found bad and does not try again.
+    #[serde(default)]
+    pub blocked: Vec<BlockedHere>,
     /// Reports that wait for the server.
     pub outbox_entries: u64,
     /// Reports dropped because the outbox was full.
@@ -138,6 +141,17 @@ pub struct Status {
     /// Models whose data have moved away from their reference.
     #[serde(default)]
     pub drift: Vec<DriftAlarm>,
+}
+
+/// A version that this device found bad.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockedHere {
+    /// Model.
+    pub model: ModelName,
+    /// Bundle.
+    pub digest: Digest,
+    /// What it did.
+    pub reason: String,
 }
 
 /// The device's certificate.
@@ -354,6 +368,10 @@ pub fn render(status: &Status) -> String {
         let reason = job.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
         let _ = writeln!(out, "order       {} {} {phase}{reason}", job.model, job.version);
     }
+    for blocked in &status.blocked {
+        let _ =
+            writeln!(out, "blocked     {} ({}): {}", blocked.model, blocked.digest.short(), blocked.reason);
+    }
     for alarm in &status.drift {
         for feature in &alarm.features {
             let _ = writeln!(out, "drift       {} {}: {feature}", alarm.model, alarm.version);
@@ -383,10 +401,15 @@ mod tests {
             models: vec![RunningModel {
                 model: ModelName::new("meter").unwrap(),
                 version: "1.0.0".parse().unwrap(),
-                digest: plimsoll_protocol::Digest::of(b"x"),
+                digest: Digest::of(b"x"),
                 trial_passed: false,
             }],
             jobs: Vec::new(),
+            blocked: vec![BlockedHere {
+                model: ModelName::new("meter").unwrap(),
+                digest: Digest::of(b"bad"),
+                reason: "it stopped in its trial".into(),
+            }],
             outbox_entries: 1,
             outbox_dropped: 0,
             trust: Some(TrustStatus {
@@ -467,6 +490,8 @@ mod tests {
             "nothing can be installed: timestamp.json expired",
             "the clock is not believed",
             "revoked     meter 1.0.0",
+            "blocked     meter",
+            "it stopped in its trial",
         ] {
             assert!(text.contains(words), "{words:?} is missing in\n{text}");
         }

@@ -77,6 +77,10 @@ impl Blobs {
             _ => std::fs::create_dir_all(&incoming)?,
         }
         std::fs::create_dir_all(dir.join("sha256"))?;
+        // Names that what is stored later hangs on.
+        for dir in [Some(dir), dir.parent()].into_iter().flatten().filter(|d| !d.as_os_str().is_empty()) {
+            std::fs::File::open(dir)?.sync_all()?;
+        }
         Ok(Self { dir: dir.to_owned() })
     }
 

@@ -7,8 +7,10 @@
 
 mod api;
 mod binaries;
+pub mod disk;
 mod feeder;
 mod fleet;
+mod ledger;
 pub mod network;
 mod process;
 mod replay;
@@ -20,6 +22,7 @@ pub use api::Api;
 pub use binaries::Binaries;
 pub use feeder::{Feeder, Tally};
 pub use fleet::{Agent, Fleet, Settings};
+pub use ledger::Ledger;
 pub use process::Process;
 pub use replay::{Image, Replay};
 pub use site::{MODEL, Order, STEP, Site};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,6 +18,17 @@ use tokio::task::JoinHandle;
 const RESTART_AFTER: Duration = Duration::from_millis(100);
 /// A process that ignores SIGTERM for so long is killed: the longest drain of an agent is one inference timeout.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a process is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// Run, and run again.
+    Run,
+    /// End in order.
+    Stop,
+    /// Be gone, with its children, at once.
+    Cut,
+}
 
 /// A process that is started again whenever it ends, until it is stopped. Killed when dropped.
 #[derive(Debug)]
@@ -28,7 +39,7 @@ pub struct Process {
     log: PathBuf,
     pid: Arc<AtomicU32>,
     starts: Arc<AtomicU64>,
-    stop: watch::Sender<bool>,
+    wish: watch::Sender<Wish>,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -42,7 +53,7 @@ impl Process {
             log: log.to_owned(),
             pid: Arc::default(),
             starts: Arc::default(),
-            stop: watch::Sender::new(false),
+            wish: watch::Sender::new(Wish::Run),
             keeper: None,
         };
         process.up()?;
@@ -55,19 +66,28 @@ impl Process {
             return Ok(());
         }
         let first = spawn(&self.program, &self.args, &self.log)?;
-        self.stop.send_replace(false);
+        self.wish.send_replace(Wish::Run);
         self.keeper = Some(tokio::spawn(keep(
             first,
             (self.program.clone(), self.args.clone(), self.log.clone()),
             (Arc::clone(&self.pid), Arc::clone(&self.starts)),
-            self.stop.subscribe(),
+            self.wish.subscribe(),
         )));
         Ok(())
     }
 
     /// SIGTERM, and waits until it has ended; it stays down until [`Self::up`].
     pub async fn down(&mut self) -> Result<()> {
-        self.stop.send_replace(true);
+        self.end(Wish::Stop).await
+    }
+
+    /// What a power cut does to it: SIGKILL for it and its children in one moment. It stays down until [`Self::up`].
+    pub async fn cut(&mut self) -> Result<()> {
+        self.end(Wish::Cut).await
+    }
+
+    async fn end(&mut self, how: Wish) -> Result<()> {
+        self.wish.send_replace(how);
         if let Some(keeper) = self.keeper.take() {
             keeper.await.with_context(|| format!("the keeper of {} failed", self.name))?;
         }
@@ -92,6 +112,16 @@ impl Process {
     /// SIGKILL, as a power cut would: it is started again by its keeper.
     pub fn kill_hard(&self) -> Result<()> {
         self.signal(Signal::KILL)
+    }
+
+    /// Stops it where it stands, as if the machine had no time for it: connections stay and nobody answers.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -142,7 +172,7 @@ async fn keep(
     first: Child,
     (program, args, log): (PathBuf, Vec<OsString>, PathBuf),
     (pid, starts): (Arc<AtomicU32>, Arc<AtomicU64>),
-    mut stopped: watch::Receiver<bool>,
+    mut wish: watch::Receiver<Wish>,
 ) {
     let mut next = Some(first);
     loop {
@@ -152,32 +182,45 @@ async fn keep(
         };
         pid.store(child.id().unwrap_or(0), Ordering::SeqCst);
         starts.fetch_add(1, Ordering::SeqCst);
-        let ended = tokio::select! {
-            _ = child.wait() => true,
-            () = asked(&mut stopped) => false,
+        let asked_to = tokio::select! {
+            _ = child.wait() => Wish::Run,
+            how = asked(&mut wish) => how,
         };
-        if !ended {
-            end(&mut child).await;
+        match asked_to {
+            Wish::Run => {}
+            Wish::Stop => end(&mut child).await,
+            Wish::Cut => cut(&mut child).await,
         }
         pid.store(0, Ordering::SeqCst);
-        if !ended {
+        if asked_to != Wish::Run {
             return;
         }
         tokio::select! {
             () = tokio::time::sleep(RESTART_AFTER) => {}
-            () = asked(&mut stopped) => return,
+            _ = asked(&mut wish) => return,
         }
     }
 }
 
-/// Returns when the process is to be stopped, or its owner is gone.
-async fn asked(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stop| *stop).await;
+/// Returns when the process is to end, and how, or its owner is gone.
+async fn asked(wish: &mut watch::Receiver<Wish>) -> Wish {
+    wish.wait_for(|wish| *wish != Wish::Run).await.map_or(Wish::Stop, |wish| *wish)
+}
+
+fn pid_of(child: &Child) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(child.id()?).ok()?)
+}
+
+/// It leads a process group, in which its children are.
+async fn cut(child: &mut Child) {
+    if let Some(pid) = pid_of(child) {
+        let _ = kill_process_group(pid, Signal::KILL); // it may have ended by itself
+    }
+    let _ = child.wait().await;
 }
 
 async fn end(child: &mut Child) {
-    let pid = child.id().and_then(|p| Pid::from_raw(i32::try_from(p).ok()?));
-    if let Some(pid) = pid {
+    if let Some(pid) = pid_of(child) {
         let _ = kill_process(pid, Signal::TERM); // it may have ended by itself
     }
     if tokio::time::timeout(STOP_LIMIT, child.wait()).await.is_err() {

@@ -22,14 +22,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 /// The fleet and what it was made from.
 #[derive(Debug)]
 pub struct Site {
-    /// The fleet. Before the folder: what writes into it ends first.
+    /// The fleet.
     pub fleet: Fleet,
     /// Images to show to the devices.
     pub replay: Arc<Replay>,
     /// For one more device.
     pub join_token: String,
     client: reqwest::Client,
-    _dir: TempDir,
 }
 
 /// How a rollout is started: ordinary settings, set short.
@@ -56,30 +55,40 @@ impl Site {
 
     /// The same, with these further flags of the server.
     pub async fn play_with(devices: usize, flags: &[&str], scene: impl AsyncFnOnce(&mut Self) -> Result<()>) {
-        let mut site = match Self::open(devices, flags).await {
+        let dir = TempDir::with_prefix("plimsoll-test-").expect("a temporary folder");
+        Self::play_in(dir.path(), devices, flags, scene).await;
+    }
+
+    /// The same, in a folder of the caller's, in which the folders of state may be there already: `server`, and
+    /// `camera-1` of the first device.
+    pub async fn play_in(
+        dir: &Path,
+        devices: usize,
+        flags: &[&str],
+        scene: impl AsyncFnOnce(&mut Self) -> Result<()>,
+    ) {
+        let mut site = match Self::open(dir, devices, flags).await {
             Ok(site) => site,
             Err(error) => panic!("the site did not open: {error:#}"),
         };
         if let Err(error) = scene(&mut site).await {
             panic!("{}", site.fleet.explain(error));
         }
-        let Self { fleet, _dir, .. } = site;
-        if let Err(error) = fleet.stop().await {
+        if let Err(error) = site.fleet.stop().await {
             panic!("the site did not close: {error:#}");
         }
     }
 
-    async fn open(devices: usize, flags: &[&str]) -> Result<Self> {
-        let dir = TempDir::with_prefix("plimsoll-test-").context("cannot make a temporary folder")?;
+    async fn open(dir: &Path, devices: usize, flags: &[&str]) -> Result<Self> {
         let settings = Settings { health_interval_s: 1, window_s: 2 };
-        let fleet = Fleet::start_with(dir.path(), settings, flags).await?;
+        let fleet = Fleet::start_with(dir, settings, flags).await?;
         let replay = Arc::new(Replay::read(&demo().join("data/replay.csv"))?);
         fleet.plimsoll(&["trust", "init", "--keys", "keys", "--insecure-unencrypted-keys"]).await?;
         let token = fleet.plimsoll(&["device", "token", "--uses", "9", "--minutes", "60"]).await?;
         let join_token = token["token"].as_str().context("`plimsoll device token` printed no token")?;
         let join_token = join_token.to_owned();
         let client = reqwest::Client::builder().timeout(ANSWER_LIMIT).no_proxy().build()?;
-        let mut site = Self { fleet, replay, join_token: join_token.clone(), client, _dir: dir };
+        let mut site = Self { fleet, replay, join_token: join_token.clone(), client };
         for n in 1..=devices {
             site.fleet.add_agent(&format!("camera-{n}"), &join_token, &[("site", "lyon")]).await?;
         }

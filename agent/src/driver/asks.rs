@@ -7,7 +7,7 @@ use plimsoll_protocol::wire::v1::{Command, CommandAnswer, CommandKind, Event as 
 
 use super::Driver;
 use crate::config::Settings;
-use crate::control::{Answer as Reply, Ask, Request, Status};
+use crate::control::{Answer as Reply, Ask, BlockedHere, Request, Status};
 use crate::logging;
 use crate::serve::control::Order;
 
@@ -226,6 +226,7 @@ impl Driver {
             maintenance_hours: self.settings.maintenance_hours.to_string(),
             models: running.clone(),
             jobs: self.core.jobs(),
+            blocked: self.blocked(),
             outbox_entries: self.outbox.len(),
             outbox_dropped: self.outbox.dropped(),
             serve_restarts: self.serve_restarts,
@@ -236,6 +237,15 @@ impl Driver {
             certificate: self.certificate_status(),
             trust: Some(self.trust_status()),
         }
+    }
+}
+
+impl Driver {
+    fn blocked(&self) -> Vec<BlockedHere> {
+        let blocked = self.core.record().blocked.iter();
+        blocked
+            .map(|b| BlockedHere { model: b.model.clone(), digest: b.digest, reason: b.reason.clone() })
+            .collect()
     }
 }
 

@@ -12,16 +12,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
-use plimsoll_protocol::ids::RolloutId;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::{Order, STEP, Site, until};
+use super::{ended_somehow, listed, offer, version};
+use crate::{STEP, Site, until};
 
 /// Strikes while one version is rolled out. Fewer than the three tries that a device has for a version, so that a
 /// round that fails does so for a reason and not for want of tries.
 const STRIKES: u32 = 2;
-/// Versions of one site are told apart by this and the round.
-const FIRST_VERSION: u32 = 2;
 
 /// What was done and seen.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -36,14 +34,11 @@ pub struct Kills {
 
 impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |counts: &mut dyn Iterator<Item = (&str, u32)>| {
-            counts.map(|(what, n)| format!("{what} {n}")).collect::<Vec<_>>().join(", ")
-        };
         write!(
             f,
             "killed: {}; rollouts under fire: {}; every device answered after every strike ({} answers)",
-            list(&mut self.struck.iter().map(|(k, n)| (*k, *n))),
-            list(&mut self.ends.iter().map(|(k, n)| (k.as_str(), *n))),
+            listed(&self.struck),
+            listed(&self.ends),
             self.answers
         )
     }
@@ -84,18 +79,6 @@ pub async fn kills(site: &mut Site, times: u32, seed: u64, mut say: impl FnMut(&
     site.ended(&id, RolloutStatus::Completed).await.context("after the last strike")?;
     site.all_run(&version(round + 1)).await.context("after the last strike")?;
     Ok(seen)
-}
-
-fn version(round: u32) -> String {
-    format!("{FIRST_VERSION}.{round}.0")
-}
-
-/// Publishes the version of a round and starts its rollout; the server may be on its way up.
-async fn offer(site: &Site, round: u32) -> Result<RolloutId> {
-    let version = version(round);
-    let bundle = site.pack(if round.is_multiple_of(2) { "1.0.0" } else { "1.1.0" }, &version).await?;
-    site.publish(&bundle).await?;
-    site.roll_out(&version, Order { stages: "1,100%", trial_s: 1 }).await
 }
 
 /// Who was killed.
@@ -157,15 +140,4 @@ async fn everyone_answers(site: &Site, round: u32, seen: &mut Kills) -> Result<(
         seen.answers += 1;
     }
     until("the server to answer", STEP, || async { site.fleet.api.devices().await.map(|_| ()) }).await
-}
-
-/// How the rollout ended, be it well or not.
-async fn ended_somehow(site: &Site, id: &RolloutId) -> Result<String> {
-    until(&format!("rollout {id} to end or to wait for a person"), STEP, || async {
-        let info = site.fleet.api.rollout(id).await?;
-        let over = info.status.is_end() || info.status == RolloutStatus::Paused;
-        ensure!(over, "it is {:?}: {}", info.status, info.reason);
-        Ok(format!("{:?}", info.status).to_lowercase())
-    })
-    .await
 }

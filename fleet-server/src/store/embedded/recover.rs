@@ -48,7 +48,10 @@ pub fn open_or_recover(
     let marker = dir.join(CLEAN_MARKER);
     let unclean = dir.join("db").exists() && !marker.exists();
     if marker.exists() {
+        // Gone for good before anything is written: a mark that a power cut brings back would spare the next start
+        // its look.
         std::fs::remove_file(&marker)
+            .and_then(|()| std::fs::File::open(dir)?.sync_all())
             .map_err(|e| StoreError::storage(format!("removal of {}", marker.display()), e))?;
     }
     let looked = match probe {
