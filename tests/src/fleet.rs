@@ -51,16 +51,21 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Kills the process that serves the device's inferences, a child of its agent.
+    /// Kills the process that serves the device's inferences.
     pub fn kill_serving(&self) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.serving_pid()?)?).context("a process without a number")?;
+        kill_process(pid, Signal::KILL).context("cannot kill the serving process")
+    }
+
+    /// The process that serves the device's inferences, a child of its agent.
+    pub fn serving_pid(&self) -> Result<u32> {
         let parent = self.process.pid().context("the agent is not running")?;
         let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
         let children = children.context("cannot read the agent's children")?;
         for child in children.split_whitespace() {
             let command = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
             if command.split('\0').nth(1) == Some("serve") {
-                let pid = Pid::from_raw(child.parse()?).context("a process without a number")?;
-                return kill_process(pid, Signal::KILL).context("cannot kill the serving process");
+                return Ok(child.parse()?);
             }
         }
         bail!("{} has no serving process among {children:?}", self.name)

@@ -6,7 +6,8 @@ use plimsoll_tests::disk::Disk;
 use plimsoll_tests::{Site, soak};
 use tempfile::TempDir;
 
-const USAGE: &str = "usage: plimsoll-soak kill | power device | power server, then TIMES SEED";
+const USAGE: &str =
+    "usage: plimsoll-soak kill | updates | faults | power device | power server, then TIMES SEED";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -20,6 +21,20 @@ async fn main() -> ExitCode {
         ["kill"] => {
             Site::play(2, async |site| {
                 println!("{}", soak::kills(site, times, seed, say).await?);
+                Ok(())
+            })
+            .await;
+        }
+        ["faults"] => {
+            Site::play(1, async |site| {
+                println!("{}", soak::faults::faults(site, times, say).await?);
+                Ok(())
+            })
+            .await;
+        }
+        ["updates"] => {
+            Site::play(1, async |site| {
+                println!("{}", soak::updates(site, times, say).await?);
                 Ok(())
             })
             .await;

@@ -1,8 +1,10 @@
 //! What must hold not once but many times: scenes that the test command plays a few times and `tests/soak` and
 //! `tests/power-cut` often.
 
+pub mod faults;
 mod kills;
 pub mod power;
+mod updates;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +16,7 @@ use plimsoll_protocol::ids::RolloutId;
 use crate::{Order, STEP, Site, until};
 
 pub use kills::{Kills, kills};
+pub use updates::{Footprint, Taken, Updates, updates};
 
 /// Versions of one site are told apart by this and the round.
 const FIRST_VERSION: u32 = 2;
