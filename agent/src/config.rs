@@ -12,6 +12,7 @@ use plimsoll_protocol::hours::MaintenanceHours;
 use serde::Deserialize;
 
 use crate::clock::ClockTrust;
+use crate::engine::{self, Engines};
 use crate::files;
 use crate::serve::bridge::Bridge;
 use crate::serve::listen::SocketAt;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub socket: Option<SocketAt>,
     /// Sensors' readings on a local broker.
     pub bridge: Option<Bridge>,
+    /// Engines that run bundles of the kind `external`.
+    pub engines: Engines,
     /// Free labels, told to the server at birth.
     pub labels: BTreeMap<String, String>,
     /// Seconds between health reports; the fleet's configuration may override it.
@@ -115,6 +118,9 @@ pub enum ConfigError {
     /// The `[mqtt]` table contradicts itself.
     #[error("settings, table [mqtt]: {0}")]
     Mqtt(String),
+    /// An `[engines]` table that cannot work.
+    #[error("settings, table {0}")]
+    Engines(String),
     /// Hours that are none.
     #[error("setting maintenance_hours: {0}")]
     Hours(#[from] plimsoll_protocol::hours::HoursError),
@@ -152,6 +158,9 @@ pub struct Layer {
     /// Readings from a local MQTT broker (in the file only): see the `[mqtt]` table of deploy/agent.toml
     #[arg(skip)]
     pub mqtt: Option<Bridge>,
+    /// Engines of the owner's, by name (in the file only): see the `[engines]` table of deploy/agent.toml
+    #[arg(skip)]
+    pub engines: Option<Engines>,
     /// Labels of this device (in the file only): site = "lyon"
     #[arg(skip)]
     pub labels: Option<BTreeMap<String, String>>,
@@ -215,6 +224,7 @@ impl Layer {
             socket: self.socket.or(below.socket),
             socket_mode: self.socket_mode.or(below.socket_mode),
             mqtt: self.mqtt.or(below.mqtt),
+            engines: self.engines.or(below.engines),
             labels: self.labels.or(below.labels),
             health_interval_s: self.health_interval_s.or(below.health_interval_s),
             window_s: self.window_s.or(below.window_s),
@@ -235,6 +245,8 @@ impl Layer {
     pub fn resolve(self) -> Result<Settings, ConfigError> {
         let labels = self.labels.unwrap_or_default();
         check_labels(&labels)?;
+        let engines = self.engines.unwrap_or_default();
+        engine::check(&engines).map_err(ConfigError::Engines)?;
         if let Some(why) = self.mqtt.as_ref().and_then(|bridge| bridge.check().err()) {
             return Err(ConfigError::Mqtt(why));
         }
@@ -243,6 +255,7 @@ impl Layer {
             listen: loopback(self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8500))))?,
             socket: socket(self.socket, self.socket_mode.as_deref().unwrap_or("660"))?,
             bridge: self.mqtt,
+            engines,
             labels,
             health_interval_s: seconds("health_interval_s", self.health_interval_s.unwrap_or(60))?,
             window_s: seconds("window_s", self.window_s.unwrap_or(3600))?,

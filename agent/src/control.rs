@@ -2,6 +2,7 @@
 //! speak with the running driver over a Unix socket in the state folder. One JSON object a line each way; who may enter
 //! the folder may ask.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -119,6 +120,9 @@ pub struct Status {
     pub maintenance_hours: String,
     /// What runs.
     pub models: Vec<RunningModel>,
+    /// Where the bundle of each lies, by model.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slots: BTreeMap<ModelName, PathBuf>,
     /// Where every order stands.
     pub jobs: Vec<JobReport>,
     /// Versions that this device found bad and does not try again.
@@ -398,6 +402,7 @@ mod tests {
             paused_here: true,
             not_now_s: 30,
             maintenance_hours: "Sat,Sun 02:00-04:00".into(),
+            slots: BTreeMap::new(),
             models: vec![RunningModel {
                 model: ModelName::new("meter").unwrap(),
                 version: "1.0.0".parse().unwrap(),

@@ -23,6 +23,7 @@ pub mod config;
 pub mod control;
 pub mod diagnostics;
 pub mod driver;
+pub mod engine;
 pub mod fetch;
 pub mod files;
 pub mod health;

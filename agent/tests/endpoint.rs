@@ -93,6 +93,27 @@ async fn tritons_own_client_works_unchanged() {
 }
 
 #[tokio::test]
+async fn tritons_own_client_carries_bfloat16() {
+    let Some(python) = std::env::var_os("PLIMSOLL_PYTHON") else {
+        assert!(std::env::var_os("PLIMSOLL_REQUIRE_TOOLS").is_none(), "PLIMSOLL_PYTHON is not set");
+        eprintln!("left out: set PLIMSOLL_PYTHON=$(tests/python/venv) to run Triton's client");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut manifest = testing::classifier_manifest(4, 3);
+    manifest.inputs[0].datatype = plimsoll_protocol::bundle::DataType::Bf16;
+    manifest.outputs[0].datatype = plimsoll_protocol::bundle::DataType::Bf16;
+    let _ = testing::write_bundle(dir.path(), &testing::classifier(4, 3, 1.0), manifest);
+    let served = serve(&[dir.path().to_owned()], &[]).await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/triton_bf16.py");
+    let client = Command::new(python).arg(script).arg(served.addr.to_string()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE, client).await.expect("in time").unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(text(&output.stdout).contains("goes in and comes out"));
+}
+
+#[tokio::test]
 async fn two_versions_are_served_from_folders_on_an_address_and_a_socket() {
     plimsoll_agent::tls::install_ring();
     let dir = tempfile::tempdir().unwrap();

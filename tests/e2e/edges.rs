@@ -16,7 +16,16 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("plimsoll-server", &["plimsoll-protocol", "plimsoll-fleet-core"]),
     ("plimsoll-ctl", &["plimsoll-protocol", "plimsoll-runtime"]),
     ("plimsoll-tests", &["plimsoll-protocol"]),
-    ("plimsoll-fuzz", &["plimsoll-protocol", "plimsoll-fleet-core", "plimsoll-server"]),
+    (
+        "plimsoll-fuzz",
+        &[
+            "plimsoll-protocol",
+            "plimsoll-fleet-core",
+            "plimsoll-server",
+            "plimsoll-agent",
+            "plimsoll-runtime",
+        ],
+    ),
     ("plimsoll-demo", &["plimsoll-protocol", "plimsoll-tests"]),
 ];
 

@@ -78,6 +78,12 @@ def main(address):
                 got = result.as_numpy("y")
                 assert np.array_equal(got, expected), (binary_in, binary_out, packing, got)
 
+    # A value that is missing, in the JSON that this client writes: a bare NaN.
+    hole = x.copy()
+    hole[1, 2] = np.nan
+    answer = client.infer(MODEL, row(hole, binary=False)).as_numpy("y")
+    assert np.array_equal(answer[0], expected[0]) and not np.isfinite(answer[1].astype(float)).all(), answer
+
     # The best classes.
     wanted = [triton.InferRequestedOutput("y", class_count=2)]
     classes = client.infer(MODEL, row(x), outputs=wanted).as_numpy("y")
@@ -93,7 +99,7 @@ def main(address):
 
     # Counts.
     stats = client.get_inference_statistics(MODEL)["model_stats"][0]
-    assert stats["inference_stats"]["success"]["count"] == 30, stats
+    assert stats["inference_stats"]["success"]["count"] == 31, stats
     assert client.get_inference_statistics()["model_stats"][0]["name"] == MODEL
 
     # Refusals, in this endpoint's words.

@@ -3,6 +3,8 @@
 //! "Not applicable" is not "failed": a fleet may mix hardware, and a gate must not count a device that a version
 //! was never meant for.
 
+use std::collections::BTreeSet;
+
 use plimsoll_protocol::bundle::{Manifest, RuntimeKind};
 
 /// What a device is.
@@ -24,6 +26,8 @@ pub struct Device {
     pub quota_left_bytes: Option<u64>,
     /// Newest `ai.onnx` operator set that the runtime knows.
     pub max_opset: i64,
+    /// Engines of the owner's that its settings name.
+    pub engines: BTreeSet<String>,
 }
 
 /// The requirement that the device does not meet, in words, or nothing.
@@ -46,6 +50,14 @@ pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
                 device.max_opset
             ));
         }
+    }
+    if let RuntimeKind::External { engine } = &variant.runtime
+        && !device.engines.contains(engine)
+    {
+        return Err(format!(
+            "{what} is for the external engine {engine}, of which this device knows no self-test: set `selftest` in \
+             [engines.{engine}] of its settings"
+        ));
     }
     if let Some(oldest) = manifest.requires.agent_version.as_ref().filter(|v| **v > device.agent_version) {
         return Err(format!("{what} needs agent {oldest} or newer; this is {}", device.agent_version));

@@ -34,7 +34,7 @@ pub use engine::{
 };
 pub use error::{MissingOperator, RuntimeError, TensorError};
 pub use golden::{Difference, Exchange, Mismatch, SelfTestReport, read_sample, record_golden, self_test};
-pub use model::Model;
+pub use model::{Model, check_inputs, check_outputs};
 pub use proto::{MAX_TENSOR_FILE, decode_tensor, encode_tensor, read_tensor};
 pub use steps::{arg_max, softmax};
 pub use tensor::{Data, Tensor, bf16_bits, bf16_value, element_count, f16_bits, f16_value};

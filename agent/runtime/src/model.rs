@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use plimsoll_protocol::bundle::{DataType, InputSpec, Manifest, OutputSpec, RuntimeKind, SafePath, Variant};
+use plimsoll_protocol::bundle::{DataType, Manifest, OutputSpec, RuntimeKind, SafePath, Variant};
 
 use crate::document::ExternalData;
 use crate::engine::{Description, Engine, Runtime, TractRuntime, caught};
@@ -17,8 +17,6 @@ pub struct Model {
     manifest: Manifest,
     engine: Box<dyn Engine>,
     values: ValueCheck,
-    /// Rows that one request may bring.
-    max_rows: usize,
 }
 
 impl Model {
@@ -44,12 +42,7 @@ impl Model {
         let listed = listed_beside(manifest, &variant.entry);
         let engine = runtime.open(&dir.join(variant.entry.as_str()), &ExternalData::Listed(listed))?;
         check_fit(manifest, engine.description())?;
-        Ok(Self {
-            max_rows: manifest.limits.max_batch as usize,
-            values: ValueCheck::of(manifest),
-            manifest: manifest.clone(),
-            engine,
-        })
+        Ok(Self { values: ValueCheck::of(manifest), manifest: manifest.clone(), engine })
     }
 
     /// The manifest it was loaded by.
@@ -69,30 +62,7 @@ impl Model {
 
     /// Refuses inputs that do not fit the manifest, naming tensor and problem. Cheap: no element is read.
     pub fn check_inputs(&self, inputs: &[Tensor]) -> Result<(), TensorError> {
-        if inputs.len() != self.manifest.inputs.len() {
-            let (has, needs) = (inputs.len(), self.manifest.inputs.len());
-            return Err(TensorError::new("inputs", format!("there are {has} of {needs}")));
-        }
-        let mut batch: Option<(&str, usize)> = None;
-        for (tensor, spec) in inputs.iter().zip(&self.manifest.inputs) {
-            check_input(tensor, spec)?;
-            if spec.shape.first() == Some(&-1) {
-                let rows = tensor.rows();
-                if rows > self.max_rows {
-                    let why =
-                        format!("has {rows} rows; this model takes at most {} a request", self.max_rows);
-                    return Err(TensorError::new(&spec.name, why));
-                }
-                match batch {
-                    Some((first, expected)) if expected != rows => {
-                        let why = format!("has {rows} rows where tensor {first:?} has {expected}");
-                        return Err(TensorError::new(&spec.name, why));
-                    }
-                    _ => batch = Some((&spec.name, rows)),
-                }
-            }
-        }
-        Ok(())
+        check_inputs(&self.manifest, inputs)
     }
 
     /// Steps before, the model, steps after. Inputs in the manifest's order; so are the outputs.
@@ -131,25 +101,59 @@ fn listed_beside(manifest: &Manifest, entry: &SafePath) -> BTreeSet<SafePath> {
     inside.filter_map(|rest| SafePath::new(rest).ok()).collect()
 }
 
-fn check_input(tensor: &Tensor, spec: &InputSpec) -> Result<(), TensorError> {
-    let refuse = |why: String| Err(TensorError::new(&spec.name, why));
-    if tensor.datatype() != spec.datatype {
-        let (has, needs) = (tensor.datatype().as_str(), spec.datatype.as_str());
+fn check_tensor(tensor: &Tensor, name: &str, datatype: DataType, shape: &[i64]) -> Result<(), TensorError> {
+    let refuse = |why: String| Err(TensorError::new(name, why));
+    if tensor.datatype() != datatype {
+        let (has, needs) = (tensor.datatype().as_str(), datatype.as_str());
         return refuse(format!("has datatype {has}; {needs} is expected"));
     }
-    let fits = tensor.shape().len() == spec.shape.len()
-        && tensor.shape().iter().zip(&spec.shape).all(|(has, needs)| *needs == -1 || *has as i64 == *needs);
+    let fits = tensor.shape().len() == shape.len()
+        && tensor.shape().iter().zip(shape).all(|(has, needs)| *needs == -1 || *has as i64 == *needs);
     if !fits {
-        return refuse(format!(
-            "has shape {:?}; {:?} is expected (-1 is any size)",
-            tensor.shape(),
-            spec.shape
-        ));
+        return refuse(format!("has shape {:?}; {shape:?} is expected (-1 is any size)", tensor.shape()));
     }
     if tensor.is_empty() {
         return refuse(format!("has shape {:?}, which holds no element", tensor.shape()));
     }
     Ok(())
+}
+
+/// Refuses inputs that do not fit a manifest, whatever runs its model. Cheap: no element is read.
+pub fn check_inputs(manifest: &Manifest, inputs: &[Tensor]) -> Result<(), TensorError> {
+    if inputs.len() != manifest.inputs.len() {
+        let (has, needs) = (inputs.len(), manifest.inputs.len());
+        return Err(TensorError::new("inputs", format!("there are {has} of {needs}")));
+    }
+    let max_rows = manifest.limits.max_batch as usize;
+    let mut batch: Option<(&str, usize)> = None;
+    for (tensor, spec) in inputs.iter().zip(&manifest.inputs) {
+        check_tensor(tensor, &spec.name, spec.datatype, &spec.shape)?;
+        if spec.shape.first() == Some(&-1) {
+            let rows = tensor.rows();
+            if rows > max_rows {
+                let why = format!("has {rows} rows; this model takes at most {max_rows} a request");
+                return Err(TensorError::new(&spec.name, why));
+            }
+            match batch {
+                Some((first, expected)) if expected != rows => {
+                    let why = format!("has {rows} rows where tensor {first:?} has {expected}");
+                    return Err(TensorError::new(&spec.name, why));
+                }
+                _ => batch = Some((&spec.name, rows)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses outputs that do not fit a manifest: for engines that answer elsewhere.
+pub fn check_outputs(manifest: &Manifest, outputs: &[Tensor]) -> Result<(), TensorError> {
+    if outputs.len() != manifest.outputs.len() {
+        let (has, needs) = (outputs.len(), manifest.outputs.len());
+        return Err(TensorError::new("outputs", format!("there are {has} of {needs}")));
+    }
+    let specs = outputs.iter().zip(&manifest.outputs);
+    specs.into_iter().try_for_each(|(t, spec)| check_tensor(t, &spec.name, spec.datatype, &spec.shape))
 }
 
 /// Whether the manifest tells of this model what its file tells.

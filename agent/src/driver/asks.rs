@@ -92,7 +92,8 @@ impl Driver {
         Reply::Done { text: text.into() }
     }
 
-    fn not_now(&mut self, for_s: u32) -> Reply {
+    /// From the application, over either socket: the operator's setting bounds it.
+    pub(super) fn not_now(&mut self, for_s: u32) -> Reply {
         let most = self.settings.not_now_max_s;
         if most == 0 && for_s > 0 {
             return Reply::Refused {
@@ -225,6 +226,7 @@ impl Driver {
             not_now_s: self.core.not_now_ms(self.clock.mono_ms()).div_ceil(1000),
             maintenance_hours: self.settings.maintenance_hours.to_string(),
             models: running.clone(),
+            slots: running.iter().map(|r| (r.model.clone(), self.slots.dir(r.digest))).collect(),
             jobs: self.core.jobs(),
             blocked: self.blocked(),
             outbox_entries: self.outbox.len(),

@@ -6,6 +6,7 @@ use plimsoll_protocol::{Digest, ModelName};
 
 use super::work::{Done, FetchJob};
 use super::{Driver, selftest, work};
+use crate::engine;
 use crate::serve::control::Order;
 use crate::tls::{self, Trouble};
 
@@ -30,8 +31,12 @@ impl Driver {
             }
             Effect::SelfTest { model, digest } => {
                 let (program, dir) = (self.program.clone(), self.slots.dir(digest));
+                let engines = self.settings.engines.clone();
                 self.spawn(model, digest, async move {
-                    let what = selftest::run(&program, &dir, selftest::LIMIT).await;
+                    let what = match engine::external(&dir) {
+                        Some(external) => engine::self_test(&engines, &external, &dir).await,
+                        None => selftest::run(&program, &dir, selftest::LIMIT).await,
+                    };
                     Done::plain(what)
                 });
             }
@@ -102,6 +107,7 @@ impl Driver {
             digest,
             now: self.clock.trust_s(),
             ram_bytes: self.sampler.machine().ram_bytes,
+            engines: self.settings.engines.keys().cloned().collect(),
         };
         self.spawn(model, digest, work::fetch(job));
     }

@@ -5,6 +5,7 @@ use plimsoll_protocol::wire::v1::{FleetConfig, ModelHealth, Severity};
 
 use super::Driver;
 use super::child::ChildEvent;
+use crate::control::Answer as Reply;
 use crate::mqtt::{self, Inbound, LinkEvent};
 use crate::serve::control::{Answer, Order};
 
@@ -159,6 +160,15 @@ impl Driver {
             }
             Answer::Fault { reason, .. } => {
                 self.report_event(Severity::Warning, "serve.fault", reason, None, None);
+            }
+            Answer::HoldAsked { id, for_s } => {
+                let (done, text) = match self.not_now(for_s) {
+                    Reply::Done { text } => (true, text),
+                    Reply::Refused { text } => (false, text),
+                    _ => (false, "the agent answered something else".to_owned()),
+                };
+                tracing::info!(hold.for_s = for_s, hold.done = done, "an application asks to hold updates");
+                self.order(Order::HoldAnswered { id, done, text });
             }
             // The supervisor reads the first two; the third follows an order to stop.
             Answer::Listening { .. } | Answer::ListenFailed { .. } | Answer::Drained => {}

@@ -20,6 +20,7 @@ struct Job {
     slots: Slots,
     now: UnixSeconds,
     ram_bytes: u64,
+    engines: std::collections::BTreeSet<String>,
 }
 
 /// Where imports end: one at a time, which its capacity makes sure of.
@@ -74,6 +75,7 @@ impl Driver {
             slots: self.slots.clone(),
             now: self.clock.trust_s(),
             ram_bytes: self.sampler.machine().ram_bytes,
+            engines: self.settings.engines.keys().cloned().collect(),
         };
         tokio::spawn(async move {
             let mut issued = None;
@@ -143,7 +145,8 @@ async fn bring(job: Job, issued: &mut Option<UnixSeconds>) -> Result<Brought, Fe
     let manifest =
         target.admit_manifest(&bytes).map_err(|e| FetchError::permanent("trust.refused", e.to_string()))?;
     let digest = target.sha256();
-    if let Err(reason) = preflight(&manifest, &work::device(&job.slots, job.ram_bytes, digest)?) {
+    let device = work::device(&job.slots, job.ram_bytes, digest, job.engines)?;
+    if let Err(reason) = preflight(&manifest, &device) {
         let text = format!("{} {} does not suit this device: {reason}", index.model, index.version);
         return Err(FetchError::permanent("import.not_applicable", text));
     }

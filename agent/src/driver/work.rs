@@ -3,6 +3,7 @@
 //! All of it may be cut off at any instruction. What was fetched stays in the staging folder and is continued; what
 //! is not verified never leaves it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use plimsoll_agent_core::{Device, Failure, ModelEvent, preflight};
@@ -46,6 +47,7 @@ pub(super) struct FetchJob {
     pub digest: Digest,
     pub now: UnixSeconds,
     pub ram_bytes: u64,
+    pub engines: BTreeSet<String>,
 }
 
 /// Names the program that children are started with, where the kernel cannot execute this one by itself: under
@@ -86,7 +88,8 @@ async fn fetch_inner(
     *issued = view.issued();
     let (manifest, bytes) = view.manifest(&job.source, &job.model, &job.version, job.digest).await?;
     drop(view); // the next look need not wait for the files
-    if let Err(reason) = preflight(&manifest, &device(&job.slots, job.ram_bytes, job.digest)?) {
+    let device = device(&job.slots, job.ram_bytes, job.digest, job.engines.clone())?;
+    if let Err(reason) = preflight(&manifest, &device) {
         return Ok(ModelEvent::NotApplicable { reason });
     }
     let slots = job.slots.clone();
@@ -108,7 +111,12 @@ async fn fetch_inner(
 }
 
 /// What this device brings to a bundle.
-pub(super) fn device(slots: &Slots, ram_bytes: u64, digest: Digest) -> Result<Device, FetchError> {
+pub(super) fn device(
+    slots: &Slots,
+    ram_bytes: u64,
+    digest: Digest,
+    engines: BTreeSet<String>,
+) -> Result<Device, FetchError> {
     Ok(Device {
         architecture: crate::arch().to_owned(),
         agent_version: crate::version(),
@@ -118,6 +126,7 @@ pub(super) fn device(slots: &Slots, ram_bytes: u64, digest: Digest) -> Result<De
         disk_reserve_bytes: slots.limits().reserve_bytes,
         quota_left_bytes: slots.quota_left(),
         max_opset: MAX_OPSET,
+        engines,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The child's control loop: orders in, answers out. Loads run on threads of their own, so that a slow one delays
 //! neither inference nor the next order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::bridge::{self, Bridge};
 use super::control::{Answer, Order, cut_reason};
 use super::hosted::{Hosted, on_own_thread};
-use super::http::{self, Bounds, Endpoint};
+use super::http::{self, Bounds, Endpoint, HoldAsked, Holds};
 use super::listen::{Listener, SocketAt};
 
 /// Niceness of a thread that loads a model: inference of the models that serve goes first (tensorflow/serving#1866:
@@ -23,6 +23,8 @@ use super::listen::{Listener, SocketAt};
 const LOAD_NICE: i32 = 10;
 /// Bodies before [`Order::Configure`] said how large they may be; nothing listens until then.
 const NO_BODY: u64 = 0;
+/// Applications that ask to hold updates at once; there is one on most devices. One more is answered 503.
+const HOLDS: usize = 8;
 
 /// What came in on the control channel.
 #[derive(Debug)]
@@ -41,6 +43,12 @@ struct Child {
     /// Finished loads come back here.
     loads: mpsc::Sender<Load>,
     nonce: u32,
+    /// Where the endpoint asks for holds.
+    holds: Holds,
+    /// Holds that wait for the driver's answer, by number.
+    asked: BTreeMap<u64, oneshot::Sender<Result<String, String>>>,
+    /// Number of the next hold.
+    next_hold: u64,
 }
 
 struct Listening {
@@ -68,7 +76,18 @@ struct Load {
 pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>, nonce: u32) {
     let (loads, mut loaded) = mpsc::channel(1);
     let endpoint = Arc::new(Endpoint::new(String::new(), Bounds::of_body(NO_BODY), nonce));
-    let mut child = Child { endpoint, answers, listening: None, loading: BTreeSet::new(), loads, nonce };
+    let (holds, mut held) = mpsc::channel(HOLDS);
+    let mut child = Child {
+        endpoint,
+        answers,
+        listening: None,
+        loading: BTreeSet::new(),
+        loads,
+        nonce,
+        holds,
+        asked: BTreeMap::new(),
+        next_hold: 0,
+    };
     loop {
         tokio::select! {
             said = orders.recv() => match said {
@@ -77,6 +96,7 @@ pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>
                 Some(Said::Garbage(why)) => child.fault(None, None, format!("an order was not understood: {why}")).await,
             },
             Some(load) = loaded.recv() => child.finish_load(load).await,
+            Some(asked) = held.recv() => child.ask_hold(asked).await,
         }
     }
     if let Some(listening) = child.listening.take() {
@@ -125,8 +145,21 @@ impl Child {
                 let models = self.endpoint.registry().health();
                 self.say(Answer::Stats { models, rss_bytes: memory::rss_bytes() }).await;
             }
+            Order::HoldAnswered { id, done, text } => {
+                if let Some(reply) = self.asked.remove(&id) {
+                    let _ = reply.send(if done { Ok(text) } else { Err(text) }); // the caller may have left
+                }
+            }
             Order::Drain => {} // ends the loop before it gets here
         }
+    }
+
+    async fn ask_hold(&mut self, HoldAsked { for_s, reply }: HoldAsked) {
+        self.asked.retain(|_, waiting| !waiting.is_closed());
+        let id = self.next_hold;
+        self.next_hold += 1;
+        self.asked.insert(id, reply);
+        self.say(Answer::HoldAsked { id, for_s }).await;
     }
 
     async fn configure(&mut self, At { listen, socket, bridge }: At, bounds: Bounds, agent_version: String) {
@@ -145,7 +178,8 @@ impl Child {
                 return self.say(Answer::ListenFailed { addr: listen, reason: cut_reason(reason) }).await;
             }
         };
-        self.endpoint = Arc::new(Endpoint::new(agent_version, bounds, self.nonce));
+        let endpoint = Endpoint::new(agent_version, bounds, self.nonce).with_holds(self.holds.clone());
+        self.endpoint = Arc::new(endpoint);
         let (stop, stopped) = watch::channel(false);
         if let Some(bridge) = bridge {
             tokio::spawn(bridge::run(*bridge, self.endpoint.clone(), stopped.clone()));

@@ -87,6 +87,15 @@ pub enum Order {
         /// End of these windows, start of the next.
         now_ms: UnixMillis,
     },
+    /// What became of an [`Answer::HoldAsked`].
+    HoldAnswered {
+        /// As asked.
+        id: u64,
+        /// Whether it was done.
+        done: bool,
+        /// In words.
+        text: String,
+    },
     /// Answered by [`Answer::Stats`].
     Stats,
     /// Stop accepting, finish what runs, exit with 0. Answered by [`Answer::Drained`].
@@ -167,6 +176,14 @@ pub enum Answer {
         digest: Option<Digest>,
         /// What was tried and why it failed, at most [`MAX_REASON`] bytes.
         reason: String,
+    },
+    /// An application asks over the inference endpoint that no update takes over for so many seconds; 0 ends that.
+    /// Answered by [`Order::HoldAnswered`].
+    HoldAsked {
+        /// Rises with every one.
+        id: u64,
+        /// See above.
+        for_s: u32,
     },
     /// Everything answered; the child exits next.
     Drained,

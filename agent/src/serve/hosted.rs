@@ -5,19 +5,20 @@
 //! left. The thread ends when the last holder of the [`Hosted`] is gone, so a bundle that was replaced finishes what
 //! it has and then frees its memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
+use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, RuntimeKind};
 use plimsoll_protocol::drift::{Quality, Truth};
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use plimsoll_runtime::features::Featurizer;
 use plimsoll_runtime::{
-    Model, RuntimeError, STACK, Tensor, TensorError, ValueRefusal, architecture, read_sample,
+    Model, RuntimeError, STACK, Tensor, TensorError, ValueCheck, ValueRefusal, architecture, check_inputs,
+    check_outputs, read_sample,
 };
 use tokio::sync::oneshot;
 
@@ -34,6 +35,12 @@ pub enum InferError {
     /// The caller's fault by the model's input policy; nothing was run.
     #[error(transparent)]
     Value(#[from] ValueRefusal),
+    /// Somebody else runs this model.
+    #[error(
+        "{0} is run by the external engine {1:?}: ask the process that calls it, which finds its file in GET /v2/models/{0} and \
+         reports what it answered with POST /v2/models/{0}/observe"
+    )]
+    Elsewhere(ModelName, String),
     /// The queue was full.
     #[error("{0} requests are waiting already; try again")]
     Busy(u32),
@@ -52,18 +59,44 @@ pub type OnFault = Box<dyn Fn(String) + Send>;
 pub struct Hosted {
     /// As it is written in every answer.
     version: String,
-    model: Arc<Model>,
+    runs: Runs,
+    values: Arc<ValueCheck>,
     queue: SyncSender<Job>,
     account: Account,
     /// Resolves when the thread has ended.
     ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
+/// Who runs a bundle's model.
+enum Runs {
+    /// This process.
+    Here,
+    /// A process of the owner's, which says what it answered.
+    Elsewhere {
+        /// Name of the engine.
+        engine: String,
+        /// The file that it opens.
+        entry: PathBuf,
+    },
+}
+
+/// What an engine elsewhere was asked and answered.
+#[derive(Debug)]
+pub struct Observation {
+    /// In the manifest's order.
+    pub inputs: Vec<Tensor>,
+    /// In the manifest's order; `None` when it gave no answer.
+    pub outputs: Option<Vec<Tensor>>,
+    /// From question to answer.
+    pub latency: Duration,
+}
+
 enum Job {
     /// Run the model, answer, then measure.
     Infer(Asked),
-    /// Measure the inputs of a request that the policy refused: a refusal must not hide what the sensors do.
-    Measure(Vec<Tensor>),
+    /// Measure only: a request that the policy refused, which must not hide what the sensors do, or one that an engine
+    /// elsewhere answered.
+    Measure(Vec<Tensor>, Option<Vec<Tensor>>),
 }
 
 struct Asked {
@@ -142,16 +175,17 @@ impl Hosted {
         let variant = manifest.variant_for(architecture()).ok_or_else(|| {
             RuntimeError::Manifest(format!("it has no variant for architecture {:?}", architecture()))
         })?;
+        if let RuntimeKind::External { engine } = &variant.runtime {
+            let runs = Runs::Elsewhere { engine: engine.clone(), entry: dir.join(variant.entry.as_str()) };
+            let (drift, featurizer) = measured(dir, &manifest, next_window)?;
+            return Self::spawn(manifest, runs, None, expect, drift, featurizer, on_fault);
+        }
         let model = Model::load(dir, &manifest, variant)?;
         if let Some(sample) = manifest.golden.samples.first() {
             let (inputs, _) = read_sample(dir, sample)?;
             model.infer(inputs)?;
         }
-        let measured = drift::of_bundle(dir, &manifest)?;
-        let (drift, featurizer) = match measured {
-            Some((baseline, featurizer)) => (Some(Drift::new(baseline, next_window)), Some(featurizer)),
-            None => (None, None),
-        };
+        let (drift, featurizer) = measured(dir, &manifest, next_window)?;
         Self::start(model, expect, drift, featurizer, on_fault)
     }
 
@@ -163,17 +197,35 @@ impl Hosted {
         featurizer: Option<Featurizer>,
         on_fault: OnFault,
     ) -> Result<Self, RuntimeError> {
-        let manifest = Arc::new(model.manifest().clone());
-        let model = Arc::new(model);
+        Self::spawn(model.manifest().clone(), Runs::Here, Some(model), digest, drift, featurizer, on_fault)
+    }
+
+    fn spawn(
+        manifest: Manifest,
+        runs: Runs,
+        model: Option<Model>,
+        digest: Digest,
+        drift: Option<Drift>,
+        featurizer: Option<Featurizer>,
+        on_fault: OnFault,
+    ) -> Result<Self, RuntimeError> {
+        let values = Arc::new(ValueCheck::of(&manifest));
+        let manifest = Arc::new(manifest);
         let ledger = Arc::new(Ledger::of(&manifest, drift));
         let version = manifest.version.to_string();
         let (queue, jobs) = sync_channel(manifest.limits.queue as usize);
         let (alive, ended) = oneshot::channel();
-        let worker =
-            Worker { model: model.clone(), featurizer, ledger: ledger.clone(), on_fault, _alive: alive };
+        let worker = Worker {
+            model,
+            values: values.clone(),
+            featurizer,
+            ledger: ledger.clone(),
+            on_fault,
+            _alive: alive,
+        };
         on_own_thread(&format!("infer-{}", manifest.model), move || worker.run(jobs))?;
         let account = Account { manifest, digest, ledger };
-        Ok(Self { version, model, queue, account, ended: Mutex::new(Some(ended)) })
+        Ok(Self { version, runs, values, queue, account, ended: Mutex::new(Some(ended)) })
     }
 
     /// Of the bundle.
@@ -191,6 +243,24 @@ impl Hosted {
         self.account.digest
     }
 
+    /// Refuses a question that only an engine elsewhere could answer.
+    pub fn runs_here(&self) -> Result<(), InferError> {
+        match &self.runs {
+            Runs::Here => Ok(()),
+            Runs::Elsewhere { engine, .. } => {
+                Err(InferError::Elsewhere(self.manifest().model.clone(), engine.clone()))
+            }
+        }
+    }
+
+    /// The engine elsewhere that runs it, and the file that it opens; `None` when this process does.
+    pub fn engine(&self) -> Option<(&str, &Path)> {
+        match &self.runs {
+            Runs::Here => None,
+            Runs::Elsewhere { engine, entry } => Some((engine, entry)),
+        }
+    }
+
     /// What is counted of it.
     pub const fn account(&self) -> &Account {
         &self.account
@@ -199,8 +269,9 @@ impl Hosted {
     /// Asks the model and waits for its answer, at most as long as the manifest allows.
     pub async fn infer(&self, inputs: Vec<Tensor>) -> Result<Arc<Vec<Tensor>>, InferError> {
         let start = Instant::now();
-        self.model.check_inputs(&inputs).inspect_err(|_| self.refused())?;
-        if let Err(refusal) = self.model.values().check(&inputs) {
+        self.runs_here()?;
+        check_inputs(self.manifest(), &inputs).inspect_err(|_| self.refused())?;
+        if let Err(refusal) = self.values.check(&inputs) {
             self.refused_by_policy(&refusal, inputs);
             return Err(refusal.into());
         }
@@ -234,6 +305,24 @@ impl Hosted {
         result
     }
 
+    /// Counts what an engine elsewhere was asked and answered, as if it had been asked here. The input policy refuses
+    /// nothing afterwards; what it would have caught is counted.
+    pub fn observe(&self, observation: Observation) -> Result<(), InferError> {
+        let Observation { inputs, outputs, latency } = observation;
+        check_inputs(self.manifest(), &inputs).inspect_err(|_| self.refused())?;
+        if let Some(outputs) = &outputs {
+            check_outputs(self.manifest(), outputs).inspect_err(|_| self.refused())?;
+        }
+        self.took(latency, outputs.is_none());
+        if outputs.is_some() {
+            let rows = inputs.first().map_or(1, Tensor::rows);
+            self.account.ledger.ran(rows, Duration::ZERO, latency);
+        }
+        // A queue that is full costs a sample of the window, not the count.
+        let _ = self.queue.try_send(Job::Measure(inputs, outputs));
+        Ok(())
+    }
+
     /// Counts a request that was refused for its form: shape, datatype, length, JSON.
     pub fn refused(&self) {
         self.account.ledger.refused.fetch_add(1, Ordering::Relaxed);
@@ -248,14 +337,17 @@ impl Hosted {
         quality.refused.add(refusal.rule, 1);
         self.account.ledger.found(&quality);
         if lock(&self.account.ledger.drift).as_ref().is_some_and(Drift::is_open) {
-            let _ = self.queue.try_send(Job::Measure(inputs));
+            let _ = self.queue.try_send(Job::Measure(inputs, None));
         }
     }
 
     fn answered(&self, start: Instant, failed: bool) {
+        self.took(start.elapsed(), failed);
+    }
+
+    fn took(&self, took: Duration, failed: bool) {
         self.account.ledger.requests.fetch_add(1, Ordering::Relaxed);
         self.account.ledger.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
-        let took = start.elapsed();
         let time = if failed { &self.account.ledger.fail_ns } else { &self.account.ledger.success_ns };
         time.fetch_add(nanos(took), Ordering::Relaxed);
         lock(&self.account.ledger.latencies).note(took.as_micros());
@@ -450,8 +542,22 @@ impl Ledger {
     }
 }
 
+/// What a bundle's baseline measures with, when it carries one.
+fn measured(
+    dir: &Path,
+    manifest: &Manifest,
+    next_window: u64,
+) -> Result<(Option<Drift>, Option<Featurizer>), RuntimeError> {
+    Ok(match drift::of_bundle(dir, manifest)? {
+        Some((baseline, featurizer)) => (Some(Drift::new(baseline, next_window)), Some(featurizer)),
+        None => (None, None),
+    })
+}
+
 struct Worker {
-    model: Arc<Model>,
+    /// `None` when an engine elsewhere runs it: then there is only something to measure.
+    model: Option<Model>,
+    values: Arc<ValueCheck>,
     featurizer: Option<Featurizer>,
     ledger: Arc<Ledger>,
     on_fault: OnFault,
@@ -463,8 +569,8 @@ impl Worker {
         for job in jobs {
             let job = match job {
                 Job::Infer(asked) => asked,
-                Job::Measure(inputs) => {
-                    self.measure(&inputs, None);
+                Job::Measure(inputs, outputs) => {
+                    self.measure(&inputs, outputs.as_deref());
                     continue;
                 }
             };
@@ -474,7 +580,9 @@ impl Worker {
             let asked = self.featurizer.as_ref().map(|_| job.inputs.clone());
             let rows = job.inputs.first().map_or(1, Tensor::rows);
             let started = Instant::now();
-            let result = self.model.infer(job.inputs).map(Arc::new);
+            let lost = || RuntimeError::Run("this process holds no model of it".into()); // never asked: see `infer`
+            let result =
+                self.model.as_ref().ok_or_else(lost).and_then(|model| model.infer(job.inputs)).map(Arc::new);
             self.ledger.ran(rows, started.saturating_duration_since(job.queued), started.elapsed());
             if let Err(RuntimeError::Panicked { .. }) = &result {
                 let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -495,7 +603,7 @@ impl Worker {
             return;
         }
         let rows = Rows::of(featurizer, inputs, outputs.unwrap_or_default());
-        let values = self.model.values().count(inputs);
+        let values = self.values.count(inputs);
         if let Some(drift) = lock(&self.ledger.drift).as_mut() {
             drift.observe(rows.iter(), outputs.is_some());
         }

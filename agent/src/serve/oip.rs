@@ -3,9 +3,11 @@
 
 mod classes;
 mod data;
+mod observation;
 mod request;
 mod response;
 
+pub use observation::read_observation;
 pub use request::{Ask, AskError, Wanted, read};
 pub use response::{Outputs, Prediction, encode};
 

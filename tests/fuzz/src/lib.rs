@@ -8,6 +8,7 @@ mod archive;
 mod delta;
 mod messages;
 mod metadata;
+mod request;
 
 use plimsoll_fleet_core::Selector;
 use plimsoll_fleet_core::selector::{MAX_DEPTH, MAX_LENGTH};
@@ -21,7 +22,7 @@ use plimsoll_server::ca::CheckedRequest;
 pub type Target = fn(&[u8]);
 
 /// What is fuzzed: name of the target, which is that of its corpus, and the target.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("manifest", manifest),
     ("baseline", baseline),
     ("metadata", metadata::unsigned),
@@ -32,6 +33,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("selector", selector),
     ("delta", delta::delta),
     ("archive", archive::archive),
+    ("request", request::request),
 ];
 
 /// Gives `data` to the target of this name. Panics where the target does, and when there is none.

@@ -30,6 +30,7 @@ fn device() -> Device {
         disk_reserve_bytes: RESERVE,
         quota_left_bytes: None,
         max_opset: 17,
+        engines: BTreeSet::new(),
     }
 }
 
@@ -60,6 +61,11 @@ fn each_thing_that_is_missing_is_named() {
     refused(&manifest(r#","agent_version":"0.2.0""#, ""), &device(), "needs agent 0.2.0");
     refused(&any, &Device { ram_bytes: 31_999_999, ..device() }, "32000000 bytes of memory");
     refused(&any, &Device { max_opset: 16, ..device() }, "operator set 17");
+    let mut plan = any.clone();
+    plan.variants[0].runtime = RuntimeKind::External { engine: "tensorrt".into() };
+    refused(&plan, &device(), "set `selftest` in [engines.tensorrt]");
+    let with_engine = Device { engines: ["tensorrt".to_owned()].into(), max_opset: 0, ..device() };
+    assert_eq!(preflight(&plan, &with_engine), Ok(()));
     refused(&any, &Device { disk_free_bytes: 1_000_000 + RESERVE - 1, ..device() }, "bytes of disk");
     refused(&any, &Device { quota_left_bytes: Some(999_999), ..device() }, "models_bytes");
     assert_eq!(preflight(&any, &Device { quota_left_bytes: Some(1_000_000), ..device() }), Ok(()));

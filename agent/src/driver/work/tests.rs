@@ -13,6 +13,7 @@ use crate::slots::Check;
 impl World {
     async fn fetch_at(&self, text: &str, digest: Digest, now: UnixSeconds) -> Done {
         fetch(FetchJob {
+            engines: Default::default(),
             source: self.server.source(None),
             trust: Trust::new(self.state.path()),
             slots: self.slots(),

@@ -16,7 +16,7 @@ pub fn server(endpoint: &Endpoint) -> Value {
     json!({
         "name": "plimsoll-agent",
         "version": endpoint.agent_version,
-        "extensions": ["binary_tensor_data", "classification", "model_repository", "model_configuration", "statistics", "feedback"],
+        "extensions": ["binary_tensor_data", "classification", "model_repository", "model_configuration", "statistics", "feedback", "observe", "hold"],
     })
 }
 
@@ -49,10 +49,22 @@ pub fn metadata(endpoint: &Endpoint, hosted: &Hosted) -> Value {
     };
     let outputs: Vec<Value> = m.outputs.iter().map(output).collect();
     let versions: Vec<String> = endpoint.registry().versions(&m.model).collect();
+    let mut properties = json!({ "bundle_digest": hosted.digest(), "max_batch": m.limits.max_batch });
+    if let Some((engine, entry)) = hosted.engine() {
+        // Which version this is about: the one that the path names, or the one that answers for the model.
+        properties["version"] = json!(m.version);
+        properties["engine"] = json!(engine);
+        properties["entry"] = json!(entry);
+    }
     json!({
-        "name": m.model, "versions": versions, "platform": PLATFORM, "inputs": inputs, "outputs": outputs,
-        "properties": { "bundle_digest": hosted.digest(), "max_batch": m.limits.max_batch },
+        "name": m.model, "versions": versions, "platform": platform(hosted), "inputs": inputs, "outputs": outputs,
+        "properties": properties,
     })
+}
+
+/// What runs it, as the protocol says it: a framework and its format.
+fn platform(hosted: &Hosted) -> String {
+    hosted.engine().map_or_else(|| PLATFORM.to_owned(), |(engine, _)| format!("external_{engine}"))
 }
 
 /// The protocol's word for ONNX.
@@ -70,7 +82,7 @@ pub fn config(_: &Endpoint, hosted: &Hosted) -> Value {
     let outputs: Vec<Value> = m.outputs.iter().map(|o| tensor(&o.name, o.datatype, &o.shape)).collect();
     json!({
         "name": m.model,
-        "platform": PLATFORM,
+        "platform": platform(hosted),
         "backend": "plimsoll",
         "max_batch_size": if batched { m.limits.max_batch } else { 0 },
         "input": inputs,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use hyper::{Request, Response, StatusCode};
 use plimsoll_runtime::Tensor;
 
@@ -20,19 +20,9 @@ const LARGE: usize = 64 * 1024;
 
 /// Answers one inference request.
 pub async fn infer(endpoint: &Endpoint, hosted: &Arc<Hosted>, request: Request<Incoming>) -> Answer {
+    hosted.runs_here()?;
     let packing = body::wanted_packing(request.headers());
-    let json_len = match request.headers().get(BINARY_HEADER) {
-        None => None,
-        Some(value) => {
-            let length = value.to_str().ok().and_then(|v| v.trim().parse::<usize>().ok());
-            let Some(length) = length else {
-                hosted.refused();
-                let why = "header Inference-Header-Content-Length is not a number";
-                return refuse(StatusCode::BAD_REQUEST, why);
-            };
-            Some(length)
-        }
-    };
+    let json_len = json_len(hosted, request.headers())?;
     let body = body::read(endpoint, request).await.inspect_err(|_| hosted.refused())?;
     let ask = match read_ask(hosted, body.bytes.clone(), json_len).await {
         Ok(ask) => ask,
@@ -49,6 +39,18 @@ pub async fn infer(endpoint: &Endpoint, hosted: &Arc<Hosted>, request: Request<I
     if large { beside(move || reply.write()).await? } else { reply.write() }
 }
 
+/// How much of a body is JSON, when its caller says so.
+pub(super) fn json_len(hosted: &Hosted, headers: &HeaderMap) -> Result<Option<usize>, Refusal> {
+    let Some(value) = headers.get(BINARY_HEADER) else { return Ok(None) };
+    match value.to_str().ok().and_then(|v| v.trim().parse::<usize>().ok()) {
+        Some(length) => Ok(Some(length)),
+        None => {
+            hosted.refused();
+            refuse(StatusCode::BAD_REQUEST, "header Inference-Header-Content-Length is not a number")
+        }
+    }
+}
+
 async fn read_ask(hosted: &Arc<Hosted>, bytes: Bytes, json_len: Option<usize>) -> Result<Ask, AskError> {
     let hosted = hosted.clone();
     let large = bytes.len() > LARGE;
@@ -60,7 +62,9 @@ async fn read_ask(hosted: &Arc<Hosted>, bytes: Bytes, json_len: Option<usize>) -
 }
 
 /// Runs something that takes a while on a thread of its own kind.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+pub(super) async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;
     done.or_else(|e| refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("the request was not handled: {e}")))
 }
@@ -114,6 +118,7 @@ impl From<InferError> for Refusal {
         let why = error.to_string();
         let status = match error {
             InferError::Input(_) | InferError::Value(_) => StatusCode::BAD_REQUEST,
+            InferError::Elsewhere(..) => StatusCode::NOT_IMPLEMENTED,
             InferError::Busy(_) => return busy(why),
             InferError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             InferError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,

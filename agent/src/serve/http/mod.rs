@@ -3,14 +3,17 @@
 //! Whatever is refused is a status and `{"error": "…"}` that names the object and the problem. Everything that a
 //! caller could make grow has a bound: connections, the time of a head and of a body, the bytes of one body, and the
 //! bytes of all bodies together. [`routes`] finds what a path means, [`infer`] asks the model, [`feedback`]
-//! takes labels, [`body`] reads and
+//! takes labels, [`observe`] what an
+//! engine elsewhere answered, [`hold`] an application's "not now", [`body`] reads and
 //! packs, [`documents`] are the answers that describe.
 
 mod body;
 mod documents;
 mod feedback;
+mod hold;
 mod infer;
 mod metrics;
+mod observe;
 mod routes;
 
 use std::convert::Infallible;
@@ -32,6 +35,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::hosted::{Hosted, lock};
+pub use hold::{HoldAsked, Holds};
+
 use super::listen::Listener;
 use super::registry::Registry;
 
@@ -81,6 +86,8 @@ pub struct Endpoint {
     /// Random for each life of the process, so that prediction ids do not repeat.
     nonce: u32,
     predictions: AtomicU64,
+    /// Where an application's "not now" goes; `None` when nothing is updated here.
+    holds: Option<Holds>,
 }
 
 /// A refusal: what is answered instead.
@@ -114,7 +121,13 @@ impl Endpoint {
             bodies: Semaphore::new(units.clamp(1, Semaphore::MAX_PERMITS)),
             nonce,
             predictions: AtomicU64::new(0),
+            holds: None,
         }
+    }
+
+    /// The same, and an application may ask to hold updates.
+    pub fn with_holds(self, holds: Holds) -> Self {
+        Self { holds: Some(holds), ..self }
     }
 
     /// The bundles. Held for map look-ups only, never over an await.

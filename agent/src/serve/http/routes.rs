@@ -10,8 +10,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Endpoint, Refusal, busy, document, documents, feedback, infer, metrics, ok, refusal_response,
-    refuse, text,
+    Answer, Endpoint, Refusal, busy, document, documents, feedback, hold, infer, metrics, observe, ok,
+    refusal_response, refuse, text,
 };
 use crate::serve::hosted::Hosted;
 
@@ -50,6 +50,12 @@ async fn route(endpoint: &Endpoint, request: Request<Incoming>) -> Answer {
             let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             Ok(document(status, &json!({ "ready": ready })))
         }
+        ["hold"] => {
+            if request.method() != Method::DELETE {
+                allow(&request, Method::POST)?;
+            }
+            hold::hold(endpoint, request).await
+        }
         ["repository", "index"] => allow(&request, Method::POST).map(|()| ok(&documents::index(endpoint))),
         ["repository", "models", _, "load" | "unload"] => refuse(StatusCode::FORBIDDEN, ONLY_SIGNED),
         ["systemsharedmemory" | "cudasharedmemory", ..] => refuse(StatusCode::FORBIDDEN, NO_SHARED_MEMORY),
@@ -75,6 +81,11 @@ async fn route(endpoint: &Endpoint, request: Request<Incoming>) -> Answer {
                     allow(&request, Method::POST)?;
                     let hosted = find(endpoint, model, version)?;
                     infer::infer(endpoint, &hosted, request).await
+                }
+                ["observe"] => {
+                    allow(&request, Method::POST)?;
+                    let hosted = find(endpoint, model, version)?;
+                    observe::observe(endpoint, &hosted, request).await
                 }
                 ["feedback"] => {
                     allow(&request, Method::POST)?;

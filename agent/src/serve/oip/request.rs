@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_protocol::bundle::{DataType, InputSpec, MAX_RANK, Manifest, OutputSpec};
 use plimsoll_runtime::Tensor;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::classes;
@@ -27,7 +28,7 @@ struct InferRequest {
 }
 
 #[derive(Debug, Deserialize)]
-struct RequestInput {
+pub(super) struct RequestInput {
     name: String,
     shape: Vec<i64>,
     datatype: String,
@@ -87,7 +88,7 @@ impl Wanted {
 #[error("{0}")]
 pub struct AskError(pub String);
 
-fn refuse<T>(why: impl Into<String>) -> Result<T, AskError> {
+pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, AskError> {
     Err(AskError(why.into()))
 }
 
@@ -104,37 +105,13 @@ pub fn read(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result
 }
 
 fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<Ask, AskError> {
-    let json_len = json_len.unwrap_or(body.len());
-    let Some((json, mut binary)) = body.split_at_checked(json_len) else {
-        return refuse(format!(
-            "header Inference-Header-Content-Length says {json_len} bytes of JSON, but the body has {}",
-            body.len()
-        ));
-    };
-    if json.is_empty() {
-        return refuse("the body is empty; an inference request is JSON with `inputs`");
-    }
-    let request = read_json(json)
-        .map_err(|e| AskError(format!("the body is not an inference request: {}", cut(&e.to_string()))))?;
+    let (json, mut binary) = split_json(body, json_len)?;
+    let request: InferRequest = read_json(json, "an inference request")?;
     if request.id.as_ref().is_some_and(|id| id.len() > MAX_ID) {
         return refuse(format!("`id` is longer than {MAX_ID} bytes"));
     }
-    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
-    for input in request.inputs {
-        let name = input.name.clone();
-        if !manifest.inputs.iter().any(|spec| spec.name == name) {
-            let known: Vec<&str> = manifest.inputs.iter().map(|i| i.name.as_str()).collect();
-            return refuse(format!(
-                "tensor {:?} is not an input of this model; it has {known:?}",
-                short(&name)
-            ));
-        }
-        let tensor =
-            read_input(input, &mut binary).map_err(|why| AskError(format!("tensor {name:?}: {why}")))?;
-        if tensors.insert(name.clone(), tensor).is_some() {
-            return refuse(format!("tensor {name:?} is given twice"));
-        }
-    }
+    let known: Vec<String> = manifest.inputs.iter().map(|i| i.name.clone()).collect();
+    let mut tensors = read_tensors(request.inputs, &mut binary, "an input", &known)?;
     if !binary.is_empty() {
         return refuse(format!("{} bytes follow the tensors that the request describes", binary.len()));
     }
@@ -147,12 +124,52 @@ fn parse(body: &[u8], json_len: Option<usize>, manifest: &Manifest) -> Result<As
     Ok(Ask { id: request.id, inputs, outputs })
 }
 
+/// The JSON of a body, and the binary tensors behind it.
+pub(super) fn split_json(body: &[u8], json_len: Option<usize>) -> Result<(&[u8], &[u8]), AskError> {
+    let json_len = json_len.unwrap_or(body.len());
+    let Some((json, binary)) = body.split_at_checked(json_len) else {
+        return refuse(format!(
+            "header Inference-Header-Content-Length says {json_len} bytes of JSON, but the body has {}",
+            body.len()
+        ));
+    };
+    if json.is_empty() {
+        return refuse("the body is empty; an inference request is JSON with `inputs`");
+    }
+    Ok((json, binary))
+}
+
 /// JSON as the standard has it; or, when that fails, with the bare `NaN` and `Infinity` of Python's encoders.
-fn read_json(json: &[u8]) -> Result<InferRequest, serde_json::Error> {
-    serde_json::from_slice(json).or_else(|error| match quote_literals(json) {
+pub(super) fn read_json<T: DeserializeOwned>(json: &[u8], what: &str) -> Result<T, AskError> {
+    let read = serde_json::from_slice(json).or_else(|error| match quote_literals(json) {
         Some(quoted) => serde_json::from_slice(&quoted),
         None => Err(error),
-    })
+    });
+    read.map_err(|e| AskError(format!("the body is not {what}: {}", cut(&e.to_string()))))
+}
+
+/// Tensors by name, each once and each of those that the model has.
+pub(super) fn read_tensors(
+    given: Vec<RequestInput>,
+    binary: &mut &[u8],
+    what: &str,
+    known: &[String],
+) -> Result<BTreeMap<String, Tensor>, AskError> {
+    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+    for input in given {
+        let name = input.name.clone();
+        if !known.contains(&name) {
+            return refuse(format!(
+                "tensor {:?} is not {what} of this model; it has {known:?}",
+                short(&name)
+            ));
+        }
+        let tensor = read_input(input, binary).map_err(|why| AskError(format!("tensor {name:?}: {why}")))?;
+        if tensors.insert(name.clone(), tensor).is_some() {
+            return refuse(format!("tensor {name:?} is given twice"));
+        }
+    }
+    Ok(tensors)
 }
 
 /// A body that is one raw tensor and nothing else: for models of one input with at most one variable dimension,

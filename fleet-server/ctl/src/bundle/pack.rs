@@ -83,6 +83,10 @@ pub struct Pack {
     /// FP32 input or output that travels as BF16: half the bytes, eight bits of precision. Repeatable.
     #[arg(long, value_name = "TENSOR")]
     bf16: Vec<String>,
+    /// Ship this file for an accelerator's own engine instead of the ONNX model, which then only says what goes in and
+    /// out, gives the golden samples and the baseline: `tensorrt=meter.plan`.
+    #[arg(long, value_name = "ENGINE=FILE", value_parser = policy::external)]
+    external: Option<policy::External>,
     /// Multiply an input before the model sees it, and add an offset: `x=0.00392` or `x=0.0078,-1`. Repeatable.
     #[arg(long, value_name = "INPUT=FACTOR[,OFFSET]", value_parser = scale, allow_hyphen_values = true)]
     pre_scale: Vec<Step>,
@@ -226,6 +230,14 @@ async fn pack(
         }
         Some(path) => measure(args, &mut draft, path, &mut notes)?,
     };
+    if let Some(external) = &args.external {
+        policy::hand_over(external, &mut draft)?;
+        notes.push(format!(
+            "devices check the golden samples by the command of their settings ([engines.{}]); this machine checked the \
+             ONNX model that the samples are of",
+            external.engine()
+        ));
+    }
     let (manifest, digest) = draft.finish(&args.out)?;
     Ok(Packed { manifest, digest, report, baseline, notes })
 }

@@ -61,6 +61,18 @@ impl Draft {
         self.list(path, &to)
     }
 
+    /// Takes out every file that is not to be kept.
+    pub fn keep(&mut self, which: impl Fn(&str) -> bool) -> Result<()> {
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.manifest.files).into_iter().partition(|f| which(f.path.as_str()));
+        self.manifest.files = kept;
+        for file in gone {
+            let path = self.dir.join(file.path.as_str());
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     fn place(&self, path: &SafePath) -> Result<PathBuf> {
         let to = self.dir.join(path.as_str());
         let folder = to.parent().unwrap_or(&self.dir);

@@ -1,8 +1,13 @@
-//! Flags that say which values are valid, what happens to the others, and how tensors travel.
+//! Flags that say which values are valid, what happens to the others, how tensors travel, and who runs the model.
+
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use plimsoll_protocol::bundle::{DataType, FeatureKind, Manifest, Tolerance, ValueRule};
+use plimsoll_protocol::bundle::{
+    DataType, FeatureKind, Manifest, RuntimeKind, Tolerance, ValueRule, Variant,
+};
 
+use super::draft::Draft;
 use super::{Pack, unknown_tensor};
 use crate::cli::pair;
 use crate::failure::Usage;
@@ -43,6 +48,47 @@ pub fn refusal(text: &str) -> Result<Refusal, String> {
         None => (text, None),
     };
     Ok(Refusal { rule: rule.parse()?, of })
+}
+
+/// `tensorrt=meter.plan`
+#[derive(Debug, Clone)]
+pub struct External {
+    engine: String,
+    file: PathBuf,
+}
+
+impl External {
+    /// Name of the engine.
+    pub fn engine(&self) -> &str {
+        &self.engine
+    }
+}
+
+/// Reads `--external`.
+pub fn external(text: &str) -> Result<External, String> {
+    let (engine, file) = pair(text)?;
+    // It is a key of the device's settings.
+    let plain =
+        engine.len() <= 64 && engine.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if plain {
+        Ok(External { engine, file: file.into() })
+    } else {
+        Err(format!("{engine:?} is no name of an engine"))
+    }
+}
+
+/// Puts the engine's file in the place of the ONNX model and its weights.
+pub fn hand_over(external: &External, draft: &mut Draft) -> Result<()> {
+    let named = external.file.file_name().and_then(|name| name.to_str());
+    let name =
+        named.ok_or_else(|| Usage(format!("--external: {} names no file", external.file.display())))?;
+    draft.keep(|path| path.starts_with("golden/") || path == "baseline.json")?;
+    let entry = draft.copy(&external.file, name)?;
+    let runtime = RuntimeKind::External { engine: external.engine.clone() };
+    draft.manifest.variants =
+        vec![Variant { name: external.engine.clone(), entry, runtime, architectures: Default::default() }];
+    draft.manifest.requires.min_ram_bytes = 0; // what was measured is the agent's own runtime
+    Ok(())
 }
 
 /// Writes the flags into a manifest whose columns have their names.

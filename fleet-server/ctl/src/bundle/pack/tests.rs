@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Parser;
-use plimsoll_protocol::bundle::{GoldenOrigin, InputContent, OutputKind};
+use plimsoll_protocol::bundle::{GoldenOrigin, InputContent, OutputKind, RuntimeKind};
 use plimsoll_runtime::{Data, architecture, testing};
 
 use super::*;
@@ -132,6 +132,23 @@ fn the_input_policy_comes_from_flags_and_the_categories_from_the_reference() {
 /// What a manifest that contradicts itself ends with.
 fn plimsoll_error() -> anyhow::Error {
     plimsoll_protocol::bundle::ManifestError::Invalid(String::new()).into()
+}
+
+#[test]
+fn an_engines_file_takes_the_place_of_the_model_and_the_samples_stay() {
+    let home = Home::new();
+    home.write("meter.plan", b"an engine's plan");
+    let plan = home.path().join("meter.plan");
+    let packed = home.pack(&format!("--external tensorrt={}", plan.display())).unwrap();
+    let m = &packed.manifest;
+    assert_eq!(m.variants.len(), 1);
+    assert_eq!(m.variants[0].entry.as_str(), "meter.plan");
+    assert!(matches!(&m.variants[0].runtime, RuntimeKind::External { engine } if engine == "tensorrt"));
+    let bundle = LocalBundle::open(&home.path().join("out")).unwrap();
+    bundle.verify().unwrap();
+    assert!(!home.path().join("out/model.onnx").exists() && m.golden.samples.len() == 3);
+    assert!(packed.notes.iter().any(|n| n.contains("[engines.tensorrt]")), "{:?}", packed.notes);
+    assert!(home.pack("--external a/b=x").unwrap_err().to_string().contains("no name of an engine"));
 }
 
 #[test]
