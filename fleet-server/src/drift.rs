@@ -50,6 +50,9 @@ pub struct Drift {
     known: Mutex<BTreeMap<(DeviceId, ModelName), Known>>,
     /// What was told of each model last; a model that is missing here is not announced yet.
     told: Mutex<BTreeMap<ModelName, String>>,
+    /// What the labels say of each version, by device: 48 bytes each. After a start those of the versions in service;
+    /// one that no device runs any more is known again when its next label comes.
+    truths: Mutex<BTreeMap<Digest, BTreeMap<DeviceId, Truth>>>,
     rebuilt: Mutex<bool>,
 }
 
@@ -78,6 +81,9 @@ impl Drift {
     /// Takes a report that the store has committed. Only what a device runs now is judged: the last window of a
     /// version that was replaced, or a backfill of last week, is history.
     pub async fn heard(&self, app: &App, device: &DeviceId, report: &DriftReport) {
+        if report.part.0 == 0 && !report.window.truth.is_empty() {
+            self.add_up(app, device, report).await;
+        }
         let Some(running) = running(app, device).into_iter().find(|r| r.digest == report.digest) else {
             return;
         };
@@ -99,6 +105,33 @@ impl Drift {
         }
     }
 
+    /// Adds the labels of a device and a version up again: rare, and the same whatever was heard twice. A label may be for
+    /// a version that the device no longer runs.
+    async fn add_up(&self, app: &App, device: &DeviceId, report: &DriftReport) {
+        let Some(baseline) = app.baselines.of(&app.blobs, &report.digest).await else { return };
+        let mut sum = Truth::default();
+        for window in stored(app, device, &report.model, &report.digest).await {
+            if window.check(&baseline).is_ok() {
+                sum.merge(&window.truth);
+            }
+        }
+        self.note_truth(device, report.digest, sum);
+    }
+
+    fn note_truth(&self, device: &DeviceId, digest: Digest, truth: Truth) {
+        if !truth.is_empty() {
+            locked(&self.truths).entry(digest).or_default().insert(device.clone(), truth);
+        }
+    }
+
+    /// What the labels of all devices say of a version.
+    pub fn truth(&self, digest: &Digest) -> Truth {
+        let mut sum = Truth::default();
+        let truths = locked(&self.truths);
+        truths.get(digest).into_iter().flat_map(BTreeMap::values).for_each(|truth| sum.merge(truth));
+        sum
+    }
+
     fn is_known(&self, device: &DeviceId, running: &RunningModel) -> bool {
         let known = locked(&self.known);
         known.get(&(device.clone(), running.model.clone())).is_some_and(|k| k.digest == running.digest)
@@ -117,6 +150,7 @@ impl Drift {
             parts: (0, Vec::new()),
         };
         if let Some(replay) = replay {
+            self.note_truth(device, running.digest, replay.truth);
             fresh.judge = replay.judge;
             fresh.windows = replay.windows;
             fresh.note(replay.verdicts);

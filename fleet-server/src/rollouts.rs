@@ -190,13 +190,14 @@ impl Book {
     /// One rollout, as the API shows it.
     pub fn info(&self, app: &App, id: &RolloutId) -> Option<RolloutInfo> {
         let rollout = self.rollouts.iter().find(|r| r.state.id == *id)?;
-        Some(self.render(&facts(app), &revoked(app), rollout))
+        Some(with_accuracy(app, self.render(&facts(app), &revoked(app), rollout)))
     }
 
     /// All rollouts, newest first.
     pub fn infos(&self, app: &App) -> Vec<RolloutInfo> {
         let (facts, revoked) = (facts(app), revoked(app));
-        self.rollouts.iter().rev().map(|r| self.render(&facts, &revoked, r)).collect()
+        let shown = |r| with_accuracy(app, self.render(&facts, &revoked, r));
+        self.rollouts.iter().rev().map(shown).collect()
     }
 
     /// Devices that a rollout has ordered.
@@ -223,6 +224,7 @@ impl Book {
             stages,
             history: history[history.len().saturating_sub(HISTORY_SHOWN)..].to_vec(),
             evidence: live.or_else(|| state.evidence.clone()),
+            accuracy: String::new(),
         }
     }
 
@@ -355,4 +357,19 @@ fn publish(app: &App, device: &DeviceId, desired: &Desired) {
         }
         Err(error) => tracing::error!(%device, %error, "desired state does not encode"),
     }
+}
+
+/// Adds what late labels say of a rollout's version, beside the newest other version that has any.
+fn with_accuracy(app: &App, mut info: RolloutInfo) -> RolloutInfo {
+    let labelled = |digest| Some(app.drift.truth(digest)).filter(|truth| truth.labelled > 0);
+    let Some(own) = labelled(&info.digest) else { return info };
+    let mut others: Vec<_> = app.trust.bundles();
+    others.retain(|b| b.model == info.spec.model && b.digest != info.digest);
+    others.sort_by(|a, b| b.version.cmp(&a.version));
+    let other = others.iter().find_map(|b| Some((&b.version, labelled(&b.digest)?)));
+    info.accuracy = format!("{}: {}", info.spec.version, own.words(None));
+    if let Some((version, truth)) = other {
+        info.accuracy.push_str(&format!("; {version}: {}", truth.words(None)));
+    }
+    info
 }

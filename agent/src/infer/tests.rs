@@ -66,6 +66,23 @@ fn a_bad_row_ends_the_run_or_is_skipped_and_counted() {
 }
 
 #[test]
+fn the_input_policy_holds_here_as_in_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manifest = classifier_manifest(3, 2);
+    manifest.inputs[0].policy.refuse(plimsoll_protocol::bundle::ValueRule::Missing);
+    let _ = write_bundle(dir.path(), &classifier(3, 2, 1.0), manifest);
+    let options = Options { bundle: dir.path().to_owned(), format: Format::Csv, on_error: OnError::Stop };
+    let mut output = Vec::new();
+    let ended = run(&options, "a,b,c\n1,2,3\n1,,3\n".as_bytes(), &mut output).map_err(|e| format!("{e:#}"));
+    let error = ended.unwrap_err();
+    assert!(
+        error.contains("line 3: tensor \"x\", row 0, feature \"x[1]\": NaN is a missing value"),
+        "{error}"
+    );
+    assert_eq!(output.iter().filter(|b| **b == b'\n').count(), 1, "the row before is answered");
+}
+
+#[test]
 fn a_header_without_the_models_columns_and_an_empty_stream_are_told() {
     let (ended, _) = infer(Format::Csv, OnError::Skip, "flow,temperature,door\n1,2,3\n");
     assert!(ended.unwrap_err().contains("columns are missing: temp"));

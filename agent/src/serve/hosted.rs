@@ -464,7 +464,10 @@ impl Account {
         };
         lock(&self.ledger.truth).merge(&truth);
         if let Some(drift) = drift.as_mut() {
-            drift.open(now);
+            // A wrong id alone must not open a window of a version that does not answer.
+            if outcome.is_ok() {
+                drift.open(now);
+            }
             drift.labelled(&truth);
         }
         outcome

@@ -147,6 +147,11 @@ fn describe(info: &RolloutInfo) -> String {
             &rows
         ),
     ) + &info.evidence.as_ref().map(evidence).unwrap_or_default()
+        + &accuracy(&info.accuracy)
+}
+
+fn accuracy(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!("\n\nAccuracy, by labels that came later: {words}") }
 }
 
 /// The answers of both versions, device by device.
@@ -197,6 +202,14 @@ mod tests {
                         "silent": 0, "in_progress": 0, "state": "soaking", "waiting_for": "3 s of stage wait"}]
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn accuracy_is_told_when_labels_came() {
+        let accuracy = "1.1.0: accuracy 91.0 % of 40 labelled answers".to_owned();
+        let text = describe(&RolloutInfo { accuracy, ..info("running") });
+        assert!(text.ends_with("came later: 1.1.0: accuracy 91.0 % of 40 labelled answers"), "{text}");
+        assert!(!describe(&info("running")).contains("Accuracy"));
     }
 
     #[test]

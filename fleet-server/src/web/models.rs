@@ -22,6 +22,7 @@ pub(super) fn table(models: &[ModelVersion]) -> Markup {
                     th scope="col" { "About" }
                     th scope="col" class="num" { "Size" }
                     th scope="col" class="num" { "Runs on" }
+                    th scope="col" class="num" { "Accuracy" }
                 }
             }
             tbody {
@@ -36,6 +37,12 @@ pub(super) fn table(models: &[ModelVersion]) -> Markup {
                         }
                         td data-label="Size" class="num" { (words::bytes(model.bytes)) }
                         td data-label="Runs on" class="num" { (words::count(model.devices, "device")) }
+                        td data-label="Accuracy" class="num" {
+                            @if model.labelled > 0 {
+                                (format!("{:.1} %", model.correct as f64 * 100.0 / model.labelled as f64))
+                                " of " (words::number(model.labelled)) " labels"
+                            } @else { span class="none" { "no labels" } }
+                        }
                     }
                 }
             }

@@ -18,6 +18,12 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
         h1 class="hidden" { "Rollout " (page.rollout.id) }
         (card(page.rollout, page.now_ms, false))
         @if let Some(evidence) = &page.rollout.evidence { (self::evidence(evidence)) }
+        @if !page.rollout.accuracy.is_empty() {
+            section aria-labelledby="h-accuracy" {
+                h2 id="h-accuracy" { "Accuracy, by labels that came later" }
+                p { (page.rollout.accuracy) }
+            }
+        }
         section aria-labelledby="h-rules" {
             h2 id="h-rules" { "Rules" }
             dl class="facts" {

@@ -141,6 +141,7 @@ fn rollout(version: &str, status: RolloutStatus, reason: &str, stages: Vec<Stage
             },
         ],
         evidence: None,
+        accuracy: format!("{version}: accuracy 91.2 % of 340 labelled answers"),
     }
 }
 
@@ -209,6 +210,8 @@ fn story() -> Story {
                 signed_by: "meter-reader".into(),
                 annotations: [("licence".to_owned(), "CC BY 4.0".to_owned())].into(),
                 devices: 3,
+                labelled: if v == "1.1.0" { 340 } else { 0 },
+                correct: 310,
             })
             .to_vec(),
         events: vec![
@@ -395,6 +398,14 @@ fn the_fleet_page_tells_the_story_in_numbers_and_words() {
         "href=\"/rollouts/r-1-2-0\"",
         "1 alarm",
     ] {
+        assert!(html.contains(expect), "{expect:?} is missing");
+    }
+}
+
+#[test]
+fn data_quality_and_accuracy_stand_under_the_models_of_a_device() {
+    let html = device_html(&device("cam-1", "1.0.0", JobPhase::Active));
+    for expect in ["refused requests: 2 malformed", "accuracy 92.5 % of 40 labelled answers"] {
         assert!(html.contains(expect), "{expect:?} is missing");
     }
 }

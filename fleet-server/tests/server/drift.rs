@@ -1,9 +1,9 @@
 //! Six cameras of one version; two lenses blur.
 
 use plimsoll_protocol::Digest;
-use plimsoll_protocol::api::{DeviceInfo, DriftInfo};
+use plimsoll_protocol::api::{DeviceInfo, DriftInfo, ModelVersion};
 use plimsoll_protocol::drift::baseline::ImageStatistic;
-use plimsoll_protocol::drift::{Baseline, Cell, Column, Order, Source, Window};
+use plimsoll_protocol::drift::{Baseline, Cell, Column, Order, Source, Truth, Window};
 use plimsoll_protocol::wire::v1::{DriftReport, JobPhase, JobReport, Up};
 use serde_json::Value;
 
@@ -64,12 +64,17 @@ impl Camera {
     }
 
     async fn window(&mut self, blurred: bool) {
+        self.window_with(blurred, |_| ()).await;
+    }
+
+    async fn window_with(&mut self, blurred: bool, change: impl FnOnce(&mut Window)) {
         let base = baseline();
         let mut window = Window::open(&base, 0);
         for i in 0..100u32 {
             let sharp = ((self.windows as u32 * 100 + i) * 37 % 500) as f32 / 500.0;
             window.observe(&base, &[Cell::from(if blurred { 0.001 } else { sharp })]).unwrap();
         }
+        change(&mut window);
         let report = DriftReport {
             model: "meter".parse().unwrap(),
             version: "1.0.0".parse().unwrap(),
@@ -162,4 +167,55 @@ async fn two_blurred_lenses_of_six_are_the_devices_and_not_the_model_also_after_
     let over = events.as_array().unwrap().iter().find(|e| e["code"] == "drift.over");
     let over = over.unwrap_or_else(|| panic!("nobody said that it is over: {events:#}"));
     assert!(over["text"].as_str().unwrap().starts_with("meter: no device drifts any more"), "{over}");
+}
+
+async fn accuracy(rig: &Rig) -> (u64, u64) {
+    let models: Vec<ModelVersion> = serde_json::from_value(rig.get("/models").await).unwrap();
+    models.first().map_or((0, 0), |m| (m.labelled, m.correct))
+}
+
+#[tokio::test]
+async fn labels_and_data_quality_add_up_over_windows_and_devices_also_after_a_restart() {
+    let rig = Rig::start().await;
+    let publisher = Publisher::new();
+    publisher.init(&rig).await;
+    let bundle = bundle();
+    for bytes in bundle.blobs() {
+        assert!(put_blob(&rig, &bytes).await.status().is_success());
+    }
+    let upload = publisher.role(&rig, std::slice::from_ref(&bundle), &publisher.release).await;
+    assert_eq!(publisher.upload(&rig, &upload).await.status(), 200);
+    let token = rig.join_token(2, 5).await;
+    let mut cameras = Vec::new();
+    for n in 0..2 {
+        let device = rig.enrol(&token, &format!("cam-{n}")).await;
+        let cam = Cam::connect(&rig, &device, &[]);
+        let mut camera = Camera { cam, digest: bundle.digest(), seq: 0, windows: 0 };
+        camera.runs().await;
+        camera.window(false).await;
+        cameras.push(camera);
+    }
+    let labels =
+        |labelled, correct| move |w: &mut Window| w.truth = Truth { labelled, correct, ..Truth::default() };
+    cameras[0].window_with(false, labels(10, 9)).await;
+    cameras[0].window_with(false, |w| w.quality.refused.missing = 3).await;
+    cameras[0].window_with(false, labels(10, 8)).await;
+    cameras[1].window_with(false, labels(5, 5)).await;
+    // More correct answers than labels is not what a device of ours would say, and counts for nothing.
+    cameras[1].window_with(false, labels(5, 50)).await;
+    until(&rig, "the labels", async || (accuracy(&rig).await == (25, 22)).then_some(())).await;
+    let drift: Vec<DriftInfo> = serde_json::from_value(rig.get("/devices/cam-0/drift").await).unwrap();
+    assert_eq!(drift[0].labelled, (20, 17));
+    assert_eq!(drift[0].truth, "accuracy 85.0 % of 20 labelled answers");
+    assert_eq!(drift[0].quality, "refused requests: 3 missing");
+    let page = rig.page("/").send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("88.0 %") && page.contains("of 25 labels"), "{page}");
+
+    let rig = rig.restart().await;
+    for camera in &mut cameras {
+        camera.cam.until("the new connection", |m| (m.conn == 2).then_some(())).await;
+        camera.runs().await;
+        camera.window(false).await;
+    }
+    until(&rig, "the rebuilt labels", async || (accuracy(&rig).await == (25, 22)).then_some(())).await;
 }

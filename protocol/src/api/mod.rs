@@ -117,6 +117,12 @@ pub struct ModelVersion {
     pub annotations: BTreeMap<String, String>,
     /// Devices that run it.
     pub devices: u64,
+    /// Answers of classes that got a label, on all devices.
+    #[serde(default)]
+    pub labelled: u64,
+    /// Of those, the class with the largest score was the label.
+    #[serde(default)]
+    pub correct: u64,
 }
 
 /// `GET /devices`, `GET /devices/{device}`.
@@ -325,6 +331,10 @@ pub struct RolloutInfo {
     /// What the version answers beside the one before: as measured now, or when the rollout was last decided on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<OutputEvidence>,
+    /// What late labels say of the version, and of the newest other one that has labels; in words, empty when none came.
+    /// Shown, not judged.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub accuracy: String,
 }
 
 /// The answers of a new version beside those of the version before, on the same devices, and on devices that do not

@@ -218,14 +218,19 @@ pub fn versions(app: &App) -> Vec<ModelVersion> {
     });
     let mut versions: Vec<ModelVersion> = bundles
         .into_iter()
-        .map(|b| ModelVersion {
-            devices: running.iter().filter(|d| **d == b.digest).count() as u64,
-            model: b.model,
-            version: b.version,
-            digest: b.digest,
-            bytes: b.bytes,
-            signed_by: b.signed_by,
-            annotations: b.annotations,
+        .map(|b| {
+            let truth = app.drift.truth(&b.digest);
+            ModelVersion {
+                devices: running.iter().filter(|d| **d == b.digest).count() as u64,
+                model: b.model,
+                version: b.version,
+                digest: b.digest,
+                bytes: b.bytes,
+                signed_by: b.signed_by,
+                annotations: b.annotations,
+                labelled: truth.labelled,
+                correct: truth.correct,
+            }
         })
         .collect();
     versions.sort_by(|a, b| a.model.cmp(&b.model).then(b.version.cmp(&a.version)));
