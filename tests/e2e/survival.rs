@@ -12,7 +12,7 @@ async fn a_server_killed_in_the_middle_of_a_rollout_goes_on_with_it() {
     Site::play(3, async |site| {
         let bundle = site.pack("1.1.0", "1.1.0").await?;
         site.publish(&bundle).await?;
-        let id = site.roll_out("1.1.0", Order { stages: "1,100%", trial_s: 3 }).await?;
+        let id = site.roll_out("1.1.0", Order { stages: "1,100%", trial_s: 3, ..Order::default() }).await?;
         until("the first device to be on trial", STEP, || async {
             let info = site.fleet.api.rollout(&id).await?;
             let first = &info.stages[0];

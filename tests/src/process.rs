@@ -124,6 +124,11 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
+    /// SIGHUP: it reads its settings again.
+    pub fn reload(&self) -> Result<()> {
+        self.signal(Signal::HUP)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.pid().and_then(|p| Pid::from_raw(i32::try_from(p).ok()?));
         let Some(pid) = pid else { bail!("{} is not running", self.name) };

@@ -38,11 +38,13 @@ pub struct Order<'a> {
     pub stages: &'a str,
     /// Seconds of trial.
     pub trial_s: u32,
+    /// Longest that a stage waits until the confidence of two versions can be compared; `None`: the default.
+    pub readings_wait_s: Option<u32>,
 }
 
 impl Default for Order<'_> {
     fn default() -> Self {
-        Self { stages: "100%", trial_s: 1 }
+        Self { stages: "100%", trial_s: 1, readings_wait_s: None }
     }
 }
 
@@ -154,6 +156,8 @@ impl Site {
         args.extend(["--soak", "0s", "--jitter", "0s", "--trial-requests", "0", "--min-sample", "1"]);
         // Paused, not rolled back: what became of the order stays to be seen, and the next rollout takes over.
         args.extend(["--silent-after", "60s", "--on-breach", "pause", "--supersede"]);
+        let readings_wait = order.readings_wait_s.map(|s| format!("{s}s"));
+        args.extend(readings_wait.iter().flat_map(|wait| ["--readings-wait", wait]));
         let started = self.fleet.plimsoll(&args).await?;
         let id = started["id"].as_str().with_context(|| format!("no id in {started}"))?;
         id.parse().context("the id of the rollout")

@@ -153,7 +153,8 @@ impl Scene<'_> {
         let pid = agent.process.pid().context("the agent is not running")?;
         let trace = site.fleet.dir.join("trace");
         let strace = attach(pid, fault, &trace).await?;
-        let id = site.roll_out(&may[1], Order { trial_s: 0, ..Order::default() }).await?;
+        let order = Order { trial_s: 0, readings_wait_s: Some(0), ..Order::default() };
+        let id = site.roll_out(&may[1], order).await?;
         let began = Instant::now();
         let is_over = || async {
             let info = site.fleet.api.rollout(&id).await?;
@@ -176,7 +177,7 @@ impl Scene<'_> {
             end = "when it was ordered again";
             let status = site.fleet.status(agent).await?;
             let words = status["jobs"].to_string();
-            let id = site.roll_out(&may[1], Order { trial_s: 0, ..Order::default() }).await?;
+            let id = site.roll_out(&may[1], order).await?;
             let how = until("the update to end", GOAL_LIMIT, || ended_somehow(site, &id)).await?;
             ensure!(how == "completed", "ordered again it is {how}; the first time: {words}");
         }

@@ -36,7 +36,7 @@ async fn offer(site: &Site, round: u32) -> Result<RolloutId> {
 
 async fn order(site: &Site, round: u32, bundle: &Path) -> Result<RolloutId> {
     site.publish(bundle).await?;
-    site.roll_out(&version(round), Order { stages: "1,100%", trial_s: 1 }).await
+    site.roll_out(&version(round), Order { stages: "1,100%", ..Order::default() }).await
 }
 
 /// How the rollout ended, be it well or not.

@@ -24,7 +24,7 @@ const WARM_UP: u32 = 2 * VERSIONS;
 /// Bytes of a version beside the model: enough for a fetch and a delta, little enough for a thousand.
 const BALLAST: usize = 50_000;
 /// What a footprint may be above the first one whatever is repeated, bytes of memory: the arenas of a loaded machine
-/// differ by half of that from moment to moment.
+/// differ by some of that from moment to moment.
 const MEMORY_SLACK: u64 = 4 << 20;
 /// A leak that matters: one report (under 3 KiB) or one session (a model here takes 50 KB) kept of every update.
 const MEMORY_AN_UPDATE: u64 = 2 * 1024;
@@ -48,7 +48,7 @@ pub struct Footprint {
     pub anchor: u64,
     /// The outbox's file, bytes.
     pub outbox: u64,
-    /// Of the driver and of the serving child: descriptors, threads, proportional set size in bytes.
+    /// Of the driver and of the serving child: descriptors, threads, memory.
     pub driver: Taken,
     /// See above.
     pub serve: Taken,
@@ -61,8 +61,9 @@ pub struct Taken {
     pub descriptors: u64,
     /// Threads.
     pub threads: u64,
-    /// Proportional set size, bytes.
-    pub pss: u64,
+    /// Memory of its own, bytes: the anonymous part of its proportional set size. The other part is the program's
+    /// file, whose share depends on who else runs it.
+    pub anonymous: u64,
 }
 
 impl fmt::Display for Footprint {
@@ -77,8 +78,8 @@ impl fmt::Display for Taken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:.1} MB, {} descriptors, {} threads",
-            self.pss as f64 / 1e6,
+            "{:.2} MB, {} descriptors, {} threads",
+            self.anonymous as f64 / 1e6,
             self.descriptors,
             self.threads
         )
@@ -135,7 +136,9 @@ pub async fn updates(site: &mut Site, times: u32, mut say: impl FnMut(&str)) -> 
 
 async fn update(site: &Site, n: u32) -> Result<()> {
     let version = version(n % VERSIONS);
-    let id = site.roll_out(&version, Order { trial_s: 0, ..Order::default() }).await?;
+    // Nothing to wait for: all three give the same answers.
+    let order = Order { trial_s: 0, readings_wait_s: Some(0), ..Order::default() };
+    let id = site.roll_out(&version, order).await?;
     site.ended(&id, RolloutStatus::Completed).await?;
     let answered = site.ask(&site.fleet.agents[0]).await?;
     ensure!(answered == version, "{answered} answers after an update to {version}");
@@ -161,8 +164,8 @@ async fn no_more(site: &Site, first: &Footprint, updates: u32) -> Result<Footpri
     for (name, now, first) in
         [("driver", &now.driver, &first.driver), ("serving child", &now.serve, &first.serve)]
     {
-        let memory = first.pss + MEMORY_SLACK + u64::from(updates) * MEMORY_AN_UPDATE;
-        ensure!(now.pss <= memory, "memory of the {name}: {now}, at first {first}");
+        let memory = first.anonymous + MEMORY_SLACK + u64::from(updates) * MEMORY_AN_UPDATE;
+        ensure!(now.anonymous <= memory, "memory of the {name}: {now}, at first {first}");
         ensure!(
             now.descriptors <= first.descriptors + DESCRIPTOR_SLACK,
             "descriptors of the {name}: {now}, at first {first}"
@@ -207,6 +210,10 @@ fn process(pid: u32) -> Result<Taken> {
     };
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let lines: BTreeMap<_, _> = rollup.lines().filter_map(|line| line.split_once(':')).collect();
-    let kib = lines.get("Pss").and_then(|v| v.split_whitespace().next()).context("no PSS")?.parse::<u64>()?;
-    Ok(Taken { descriptors: count("fd")?, threads: count("task")?, pss: kib * 1024 })
+    let kib = lines
+        .get("Pss_Anon")
+        .and_then(|v| v.split_whitespace().next())
+        .context("no Pss_Anon")?
+        .parse::<u64>()?;
+    Ok(Taken { descriptors: count("fd")?, threads: count("task")?, anonymous: kib * 1024 })
 }

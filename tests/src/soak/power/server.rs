@@ -164,7 +164,7 @@ async fn act(site: &Site, answered: &mut Answered, next: &str) -> Result<std::co
             answered.published.push(next.to_owned());
         }
         if n == 1 {
-            let id = site.roll_out(next, Order { stages: "1,100%", trial_s: 1 }).await?;
+            let id = site.roll_out(next, Order { stages: "1,100%", ..Order::default() }).await?;
             answered.rollouts.insert(id.to_string());
         }
     }
