@@ -128,6 +128,9 @@ pub struct Status {
     /// Versions that this device found bad and does not try again.
     #[serde(default)]
     pub blocked: Vec<BlockedHere>,
+    /// What updates have cost on the network since the start.
+    #[serde(default)]
+    pub downloads: Downloads,
     /// Reports that wait for the server.
     pub outbox_entries: u64,
     /// Reports dropped because the outbox was full.
@@ -145,6 +148,31 @@ pub struct Status {
     /// Models whose data have moved away from their reference.
     #[serde(default)]
     pub drift: Vec<DriftAlarm>,
+}
+
+/// What updates have cost on the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Downloads {
+    /// Bundles whose files came.
+    pub bundles: u64,
+    /// Bytes of these files.
+    pub bytes: u64,
+    /// Bytes that came over the network for them: deltas instead of files, and nothing for what was here already.
+    pub received: u64,
+}
+
+impl Downloads {
+    /// Counts more.
+    pub const fn add(&mut self, more: Self) {
+        self.bundles += more.bundles;
+        self.bytes += more.bytes;
+        self.received += more.received;
+    }
+
+    /// Bytes that did not have to come.
+    pub const fn saved(&self) -> u64 {
+        self.bytes.saturating_sub(self.received)
+    }
 }
 
 /// A version that this device found bad.
@@ -358,6 +386,14 @@ pub fn render(status: &Status) -> String {
         let _ = writeln!(out, "certificate {}{problem}", certificate.words);
     }
     let _ = writeln!(out, "reports     {} waiting, {} dropped", status.outbox_entries, status.outbox_dropped);
+    if status.downloads.bundles > 0 {
+        let Downloads { bundles, bytes, received } = status.downloads;
+        let saved = status.downloads.saved();
+        let _ = writeln!(
+            out,
+            "downloads   {received} of {bytes} bytes came over the network for {bundles} bundles; {saved} were saved"
+        );
+    }
     if let Some(trust) = &status.trust {
         let _ = writeln!(out, "trust       {trust}");
     }
@@ -415,6 +451,7 @@ mod tests {
                 digest: Digest::of(b"bad"),
                 reason: "it stopped in its trial".into(),
             }],
+            downloads: Downloads { bundles: 2, bytes: 1000, received: 300 },
             outbox_entries: 1,
             outbox_dropped: 0,
             trust: Some(TrustStatus {
@@ -497,6 +534,7 @@ mod tests {
             "revoked     meter 1.0.0",
             "blocked     meter",
             "it stopped in its trial",
+            "300 of 1000 bytes came over the network for 2 bundles; 700 were saved",
         ] {
             assert!(text.contains(words), "{words:?} is missing in\n{text}");
         }

@@ -216,6 +216,14 @@ impl Blobs {
         std::fs::File::open(self.dir.join("sha256"))?.sync_all()
     }
 
+    /// Removes a blob that the server has made itself and can make again. Blocks.
+    pub fn remove(&self, digest: &Digest) -> std::io::Result<()> {
+        match std::fs::remove_file(self.path(digest)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     async fn publish(&self, partial: Partial, digest: &Digest) -> std::io::Result<()> {
         let path = self.path(digest);
         let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();

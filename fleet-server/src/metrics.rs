@@ -30,6 +30,8 @@ pub struct Metrics {
     pub blob_bytes: AtomicU64,
     /// Requests of devices that were answered with a delta; counted among those for blobs too.
     pub delta_requests: AtomicU64,
+    /// Bytes by which files are longer than the deltas that were sent instead; a delta that is continued counts once.
+    pub delta_saved_bytes: AtomicU64,
     /// Ticks of the reconciler.
     pub ticks: AtomicU64,
     /// Ticks that failed.
@@ -107,6 +109,11 @@ pub async fn render(app: &App) -> String {
         ("blob_requests_total", "Requests of devices for blobs.", &m.blob_requests),
         ("blob_bytes_total", "Bytes of blobs promised to devices.", &m.blob_bytes),
         ("delta_requests_total", "Requests of devices answered with a delta.", &m.delta_requests),
+        (
+            "delta_saved_bytes_total",
+            "Bytes that devices did not have to fetch because a delta was sent.",
+            &m.delta_saved_bytes,
+        ),
         ("reconciler_ticks_total", "Ticks of the reconciler.", &m.ticks),
         ("reconciler_failures_total", "Ticks of the reconciler that failed.", &m.tick_failures),
     ] {

@@ -27,6 +27,13 @@ async fn a_retrained_model_comes_as_a_delta_and_is_what_was_signed() {
         let metrics = site.fleet.api.page("/metrics").await?;
         let sent = metrics.lines().find_map(|l| l.strip_prefix("plimsoll_delta_requests_total "));
         ensure!(sent.context("no such number")?.parse::<u64>()? >= 2, "{sent:?} deltas were sent");
+        let saved = metrics.lines().find_map(|l| l.strip_prefix("plimsoll_delta_saved_bytes_total "));
+        let saved = saved.context("no such number")?.parse::<usize>()?;
+        ensure!(saved > BALLAST * 3 / 2, "{saved} bytes were saved on two devices");
+        let downloads = site.fleet.status(&site.fleet.agents[0]).await?["downloads"].clone();
+        let bytes = |name: &str| downloads[name].as_u64().with_context(|| downloads.to_string());
+        let saved = bytes("bytes")? - bytes("received")?;
+        ensure!(saved > BALLAST as u64 * 3 / 4, "the device knows of {saved} bytes that were saved");
         for agent in &site.fleet.agents {
             let slots = std::fs::read_dir(agent.state.join("slots"))?;
             let files = slots.filter_map(|slot| std::fs::read(slot.ok()?.path().join("model.onnx")).ok());

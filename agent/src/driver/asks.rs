@@ -229,6 +229,7 @@ impl Driver {
             slots: running.iter().map(|r| (r.model.clone(), self.slots.dir(r.digest))).collect(),
             jobs: self.core.jobs(),
             blocked: self.blocked(),
+            downloads: self.downloads,
             outbox_entries: self.outbox.len(),
             outbox_dropped: self.outbox.dropped(),
             serve_restarts: self.serve_restarts,

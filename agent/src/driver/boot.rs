@@ -197,6 +197,7 @@ pub(super) fn boot(
         told: Vec::new(),
         outflow: Outflow::default(),
         messages_refused: 0,
+        downloads: Default::default(),
         child: None,
         inference: None,
         serve_restarts: 0,

@@ -145,7 +145,8 @@ impl Driver {
             self.on_trouble((refusal.code == tls::SERVER_UNKNOWN).then_some(Trouble::ServerUnknown));
             self.report_refusal(refusal, &model, digest);
         }
-        if let Some(came) = done.came {
+        if let Some((came, downloads)) = done.came {
+            self.downloads.add(downloads);
             self.report_event(Severity::Info, "bundle.fetched", came, Some(&model), Some(digest));
         }
         self.feed(Event::Of { model, digest, what: done.what });

@@ -105,6 +105,7 @@ struct Driver {
     told: Vec<RunningModel>,
     outflow: Outflow,
     messages_refused: u64,
+    downloads: control::Downloads,
 
     child: Option<mpsc::Sender<Order>>,
     inference: Option<SocketAddr>,

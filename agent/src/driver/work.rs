@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use plimsoll_agent_core::{Device, Failure, ModelEvent, preflight};
 use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
 
+use crate::control::Downloads;
 use crate::fetch::{self, Came, FetchError, HttpSource, Local, Trust, blocking, slot_error};
 use crate::slots::Slots;
 
@@ -26,8 +27,8 @@ pub(super) struct Done {
     pub issued: Option<UnixSeconds>,
     /// Something was refused that the operator must hear of under its own code.
     pub refusal: Option<FetchError>,
-    /// How the files of a fetch came, in words.
-    pub came: Option<String>,
+    /// How the files of a fetch came, in words and in numbers.
+    pub came: Option<(String, Downloads)>,
 }
 
 impl Done {
@@ -75,7 +76,10 @@ pub(super) async fn fetch(job: FetchJob) -> Done {
             return Done { issued, refusal: Some(error), ..Done::plain(what) };
         }
     };
-    let came = (!came.files.is_empty()).then(|| format!("{} {}: {came}", job.model, job.version));
+    let came = (!came.files.is_empty()).then(|| {
+        let downloads = Downloads { bundles: 1, bytes: came.size(), received: came.received };
+        (format!("{} {}: {came}", job.model, job.version), downloads)
+    });
     Done { issued, came, ..Done::plain(what) }
 }
 

@@ -38,10 +38,16 @@ pub struct Came {
     pub received: u64,
 }
 
+impl Came {
+    /// Bytes of all the files.
+    pub fn size(&self) -> u64 {
+        self.files.iter().map(|(file, _)| file.size).sum()
+    }
+}
+
 impl fmt::Display for Came {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size: u64 = self.files.iter().map(|(file, _)| file.size).sum();
-        write!(f, "{} of {size} bytes came over the network", self.received)?;
+        write!(f, "{} of {} bytes came over the network", self.received, self.size())?;
         let (mut here, mut whole) = (0, 0);
         for (file, way) in &self.files {
             match way {

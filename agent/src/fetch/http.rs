@@ -41,6 +41,8 @@ pub struct HttpSource {
     /// One for all transfers of the device: two models that are fetched at once share the cap.
     pace: Option<Arc<Mutex<Pace>>>,
     received: Arc<AtomicU64>,
+    /// The cap, bytes a second.
+    pub(super) bandwidth: Option<u64>,
     clock: Clock,
 }
 
@@ -64,7 +66,7 @@ impl HttpSource {
             .build()?;
         let pace = bandwidth.map(|b| Arc::new(Mutex::new(Pace::new(b, clock.mono_ms()))));
         let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { client, base, pace, received: Arc::default(), clock })
+        Ok(Self { client, base, pace, received: Arc::default(), bandwidth, clock })
     }
 
     /// Bytes of files and deltas that came over the network since the start.
@@ -265,5 +267,6 @@ pub(super) fn reply(response: &reqwest::Response) -> Reply<'_> {
         content_length: text(header::CONTENT_LENGTH).and_then(|t| t.parse().ok()),
         content_encoding: text(header::CONTENT_ENCODING),
         retry_after: text(header::RETRY_AFTER),
+        date: text(header::DATE),
     }
 }

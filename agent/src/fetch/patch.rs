@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use plimsoll_agent_core::retry::uniform_ms;
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::delta::{self, Header, Next, Piece, Reader};
 use reqwest::header;
@@ -17,14 +18,18 @@ use reqwest::header;
 use super::FetchError;
 use super::http::{BlobSink, HttpSource, reply};
 use super::ranged::{DeltaVerdict, judge_delta};
+use crate::clock::random_u64;
 
 /// Asked for first when a beginning of the file is there: the index of 3 GiB in blocks of 1 MiB, from which follows
 /// which byte is needed next.
 const HEAD: u64 = 64 * 1024;
-/// How long to wait for a delta that is being built. The server compares 1 MB of INT8 or 20 MB of FP32 weights a
-/// second, so deltas of most models of small devices are ready in time; of larger ones the first devices of a rollout
-/// fetch the whole file, and those of the next stage find the delta made.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes a second of a line that has no cap: what an LTE modem or a shared DSL line brings.
+const LINE: u64 = 1_000_000;
+/// Shortest time to wait for a delta that is being built: the server compares 1 MB of INT8 or 20 MB of FP32 weights a
+/// second, so those of most models of small devices are ready by then.
+const LEAST_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest: 300 MB of INT8 weights are compared in it, and of the six hours of a fetch it is nothing.
+const MOST_PATIENCE: Duration = Duration::from_secs(300);
 /// Requests for one delta: head, jump, rest, and once more each when the server changed it meanwhile.
 const MAX_REQUESTS: u32 = 6;
 
@@ -55,6 +60,22 @@ struct Transfer<'a, S> {
     old: &'a OldFile,
     want: Header,
     held: Option<S>,
+}
+
+/// How long a delta is worth waiting for: as long as the whole file would take on this line, so that waiting for
+/// nothing at most doubles the time of an update.
+fn patience(size: u64, bandwidth: Option<u64>) -> Duration {
+    let whole = Duration::from_secs(size / bandwidth.unwrap_or(LINE).max(1));
+    whole.clamp(LEAST_PATIENCE, MOST_PATIENCE)
+}
+
+/// How long until the next question: what the server says, half of what was waited already when that is more, so that
+/// a build of minutes is asked for ten times and not a hundred; and up to half as much again, because the whole stage
+/// of a rollout asks for the same delta.
+fn pause(asked: Duration, waited: Duration, seed: u64) -> Duration {
+    let least = asked.clamp(Duration::from_secs(1), LEAST_PATIENCE).max(waited / 2);
+    let most_more = u64::try_from(least.as_millis() / 2).unwrap_or(u64::MAX);
+    least + Duration::from_millis(uniform_ms(most_more, seed))
 }
 
 /// What a body led to.
@@ -100,12 +121,12 @@ impl<S: BlobSink> Transfer<'_, S> {
             match judge_delta(reply(&response), from) {
                 DeltaVerdict::None(why) => return Ok(Patched::Useless(why)),
                 DeltaVerdict::Building(after) => {
-                    let after = after.clamp(Duration::from_secs(1), PATIENCE);
-                    if waited + after > PATIENCE {
+                    let pause = pause(after, waited, random_u64());
+                    if waited + pause > patience(self.want.new_size, self.source.bandwidth) {
                         return Ok(Patched::Useless("it is still being built".into()));
                     }
-                    waited += after;
-                    tokio::time::sleep(after).await;
+                    waited += pause;
+                    tokio::time::sleep(pause).await;
                     continue;
                 }
                 DeltaVerdict::Whole if from > 0 => reader = Reader::new(self.want, self.have()),

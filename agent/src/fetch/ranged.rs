@@ -16,6 +16,8 @@ pub struct Reply<'a> {
     pub content_encoding: Option<&'a str>,
     /// `Retry-After`, as sent.
     pub retry_after: Option<&'a str>,
+    /// `Date`, as sent.
+    pub date: Option<&'a str>,
 }
 
 /// What to do with it.
@@ -40,6 +42,10 @@ pub enum Verdict {
 
 /// Longest `Retry-After` obeyed: a server that says a year was misconfigured for longer than a device should sleep.
 const MAX_RETRY_AFTER_S: u64 = 24 * 3600;
+
+/// What a `Retry-After` means that cannot be read: a server that is overloaded long enough to say so is not well again
+/// within seconds.
+const UNREADABLE_S: u64 = 60;
 
 /// Judges the answer to a request for `size` bytes of which `have` are there (with `Range` when `have > 0`).
 pub fn judge(reply: Reply<'_>, have: u64, size: u64) -> Verdict {
@@ -118,9 +124,18 @@ fn later(why: &str, reply: Reply<'_>) -> Verdict {
     Verdict::Later { why: why.to_owned(), after_s: retry_after(reply) }
 }
 
-/// Seconds; the form with a date needs a clock that a device may not have and is read as a minute.
+/// Seconds. The form with a date is read against the answer's own date: their difference is right whatever the clock of
+/// this device says.
 fn retry_after(reply: Reply<'_>) -> Option<u64> {
-    reply.retry_after.map(|text| text.trim().parse().unwrap_or(60).min(MAX_RETRY_AFTER_S))
+    let text = reply.retry_after?.trim();
+    let seconds = text.parse().ok().or_else(|| between(reply.date?, text));
+    Some(seconds.unwrap_or(UNREADABLE_S).min(MAX_RETRY_AFTER_S))
+}
+
+/// Seconds from one HTTP date to another; 0 when the other is the earlier one.
+fn between(from: &str, to: &str) -> Option<u64> {
+    let [from, to] = [from, to].map(|date| httpdate::parse_http_date(date.trim()).ok());
+    Some(to?.duration_since(from?).map_or(0, |wait| wait.as_secs()))
 }
 
 #[cfg(test)]
@@ -167,7 +182,22 @@ mod tests {
         assert_eq!(after(None), None);
         assert_eq!(after(Some("120")), Some(120));
         assert_eq!(after(Some("99999999")), Some(MAX_RETRY_AFTER_S));
-        assert_eq!(after(Some("Wed, 21 Oct 2026 07:28:00 GMT")), Some(60));
+        assert_eq!(after(Some("Wed, 21 Oct 2026 07:28:00 GMT")), Some(60), "without a date to compare with");
+        let dated = |date, text| {
+            let reply = Reply { status: 503, retry_after: Some(text), date: Some(date), ..Reply::default() };
+            match judge(reply, 0, 1) {
+                Verdict::Later { after_s, .. } => after_s,
+                other => panic!("{other:?}"),
+            }
+        };
+        let now = "Wed, 21 Oct 2026 07:26:30 GMT";
+        assert_eq!(dated(now, "Wed, 21 Oct 2026 07:28:00 GMT"), Some(90));
+        assert_eq!(dated(now, "Wednesday, 21-Oct-26 07:26:40 GMT"), Some(10), "as RFC 850 wrote it");
+        assert_eq!(dated(now, "Wed, 21 Oct 2026 07:00:00 GMT"), Some(0), "it is over");
+        assert_eq!(dated(now, "Thu, 21 Oct 2027 07:28:00 GMT"), Some(MAX_RETRY_AFTER_S));
+        assert_eq!(dated(now, "soon"), Some(60));
+        assert_eq!(dated("now", "Wed, 21 Oct 2026 07:28:00 GMT"), Some(60));
+        assert_eq!(dated(now, "7"), Some(7));
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //!                                             one thread of low priority builds it <─ queue <──┘
 //! ```
 //!
-//! A build is idempotent and its outcome is remembered for ever, a worthless one too: whatever is asked, each pair
-//! costs the server one build. The queue is bounded and a full one answers at once: a device that gets no delta fetches
-//! the file whole, so nothing here is ever waited for.
+//! A build is idempotent and its outcome is remembered, a worthless one for ever: whatever is asked, each pair costs the
+//! server one build. Deltas may take so many bytes together; beyond that the ones that were asked for longest ago go,
+//! and are built again should a device with such an old version come back. The queue is bounded and a full one answers
+//! at once: a device that gets no delta fetches the file whole, so nothing here is ever waited for.
 
 mod build;
 mod onnx;
@@ -35,6 +36,9 @@ use crate::secret;
 const QUEUE: usize = 64;
 /// Files below this are not worth a second request: the round trip and its headers take about a kilobyte.
 const MIN_BYTES: u64 = 4 * 1024;
+/// Most bytes of all deltas together: those between ten versions of ten models of 20 MB. Publishing needs room for the
+/// files themselves, which nobody can make again.
+const MAX_BYTES: u64 = 2 << 30;
 /// How long a question is kept open: one to twenty megabytes of weights are compared in this time, and a thousand
 /// devices that ask at once hold a thousand connections no longer than a slow download of a small file does.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -83,11 +87,17 @@ pub struct Deltas {
 impl Deltas {
     /// Opens the index in `dir` and starts the builder, which ends with the last clone of the queue's sender.
     pub fn open(dir: &Path, blobs: Blobs) -> io::Result<Self> {
+        Self::bounded(dir, blobs, MAX_BYTES)
+    }
+
+    /// The same, with room for so many bytes of deltas.
+    fn bounded(dir: &Path, blobs: Blobs, max_bytes: u64) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
         let index = Index(dir.to_owned());
         let (queue, pairs) = mpsc::sync_channel(QUEUE);
         let building = Arc::<Mutex<BTreeSet<Pair>>>::default();
-        let (builder, done) = (Builder { index: index.clone(), blobs: blobs.clone() }, Arc::clone(&building));
+        let (builder, done) =
+            (Builder { index: index.clone(), blobs: blobs.clone(), max_bytes }, Arc::clone(&building));
         let ended = watch::Sender::new(0);
         let end = ended.clone();
         std::thread::Builder::new().name("deltas".into()).spawn(move || {
@@ -96,6 +106,9 @@ impl Deltas {
             }
             for pair in pairs {
                 builder.work(pair);
+                if let Err(error) = builder.evict(pair) {
+                    tracing::warn!(%error, "old deltas stay");
+                }
                 lock(&done).remove(&pair);
                 end.send_modify(|n| *n += 1);
             }
@@ -121,6 +134,7 @@ impl Deltas {
     /// What there is to make `new` from `old`. The first question of a pair starts its build.
     pub async fn ask(&self, old: Digest, new: Digest) -> Answer {
         if let Some(known) = self.index.read((old, new)).await {
+            self.index.touch((old, new));
             return Answer::Known(known);
         }
         if self.blobs.length(&old).await.is_none() || self.blobs.length(&new).await.is_none() {
@@ -157,6 +171,30 @@ impl Index {
         serde_json::from_slice(&bytes).ok()
     }
 
+    /// Notes that a pair was asked for, in the time of its file. One that is not noted is evicted earlier.
+    fn touch(&self, pair: Pair) {
+        let now = std::time::SystemTime::now();
+        let noted = File::open(self.path(pair)).and_then(|file| file.set_modified(now));
+        if let Err(error) = noted {
+            tracing::debug!(%error, "use of a delta not noted");
+        }
+    }
+
+    /// The deltas that there are: when each was last asked for, its file here, its blob and its bytes.
+    fn deltas(&self) -> io::Result<Vec<(std::time::SystemTime, PathBuf, Digest, u64)>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.0)? {
+            let entry = entry?;
+            let known =
+                std::fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            if let Some(Known::Delta { digest, size }) = known {
+                found.push((entry.metadata()?.modified()?, entry.path(), digest, size));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
     fn write(&self, pair: Pair, known: &Known) -> io::Result<()> {
         let bytes = serde_json::to_vec(known).map_err(io::Error::other)?;
         secret::write_public(&self.path(pair), &bytes)
@@ -166,6 +204,7 @@ impl Index {
 struct Builder {
     index: Index,
     blobs: Blobs,
+    max_bytes: u64,
 }
 
 impl Builder {
@@ -183,6 +222,25 @@ impl Builder {
                 tracing::warn!(delta.old = %old.short(), delta.new = %new.short(), %error, "delta not built");
             }
         }
+    }
+
+    /// Removes the deltas that were asked for longest ago until there is room, and never the one of `fresh`, which
+    /// somebody waits for. First the word about it, then the bytes: who has begun to read them reads to their end.
+    fn evict(&self, fresh: Pair) -> io::Result<()> {
+        let (deltas, fresh) = (self.index.deltas()?, self.index.path(fresh));
+        let mut bytes: u64 = deltas.iter().map(|(.., size)| size).sum();
+        for (_, path, digest, size) in deltas {
+            if bytes <= self.max_bytes {
+                break;
+            }
+            if path != fresh {
+                std::fs::remove_file(&path)?;
+                self.blobs.remove(&digest)?;
+                bytes -= size;
+                tracing::info!(delta.digest = %digest.short(), delta.bytes = size, "old delta removed");
+            }
+        }
+        Ok(())
     }
 
     /// Builds, stores the blob, and only then says so in the index.

@@ -152,6 +152,43 @@ async fn a_delta_that_saves_nothing_is_not_kept_and_not_built_again() {
 }
 
 #[tokio::test]
+async fn deltas_beyond_their_room_go_and_the_one_asked_for_longest_ago_first() {
+    let mut bench = Bench::new();
+    let bytes = |step| weights(20_000, 1, step).iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let mut files = Vec::new();
+    for step in 0..4 {
+        files.push(bench.blobs.put_bytes(&bytes(step)).await.unwrap());
+    }
+    let Known::Delta { digest, size } = bench.known(files[0], files[1]).await else { panic!("no delta") };
+    let dir = bench.dir.path().join("deltas");
+    bench.deltas = Deltas::bounded(&dir, bench.blobs.clone(), size * 5 / 2).unwrap();
+    // The second is older by its file's time, whatever the clock's grain; then the first one is asked for.
+    let Known::Delta { digest: second, .. } = bench.known(files[1], files[2]).await else {
+        panic!("no delta")
+    };
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for (from, to) in [(files[0], files[1]), (files[1], files[2])] {
+        File::open(Index(dir.clone()).path((from, to))).unwrap().set_modified(old).unwrap();
+    }
+    assert!(matches!(bench.deltas.ask(files[0], files[1]).await, Answer::Known(_)));
+    let Known::Delta { digest: third, .. } = bench.known(files[2], files[3]).await else {
+        panic!("no delta")
+    };
+    // The room is made after the answer is there.
+    for _ in 0..400 {
+        if bench.blobs.length(&second).await.is_none() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    assert_eq!(bench.blobs.length(&second).await, None, "the one asked for longest ago stays");
+    assert!(bench.blobs.length(&digest).await.is_some() && bench.blobs.length(&third).await.is_some());
+    // It is built again when it is asked for again.
+    let again = bench.known(files[1], files[2]).await;
+    assert!(matches!(again, Known::Delta { digest, .. } if digest == second), "{again:?}");
+}
+
+#[tokio::test]
 async fn a_file_that_is_not_here_starts_no_build() {
     let bench = Bench::new();
     let here = bench.blobs.put_bytes(&[0; 9999]).await.unwrap();

@@ -1,6 +1,7 @@
 //! `GET /deltas/sha256/<old>/<new>`: the way from one file to another, for devices that have the first.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use axum::Extension;
 use axum::body::Body;
@@ -31,8 +32,12 @@ pub(super) async fn delta(
     let (old, new) = (id(&old)?, id(&new)?);
     let none = |why: &str| Err(Failure::not_found(format!("no delta makes {new} from {old}: {why}")));
     match app.deltas.ask_patiently(old, new).await {
-        delta::Answer::Known(Known::Delta { digest, .. }) => {
+        delta::Answer::Known(Known::Delta { digest, size }) => {
             one(&app.metrics.delta_requests);
+            if begins(&headers) {
+                let whole = app.blobs.length(&new).await.unwrap_or(0);
+                app.metrics.delta_saved_bytes.fetch_add(whole.saturating_sub(size), Relaxed);
+            }
             send(&app, digest, &headers).await
         }
         delta::Answer::Known(Known::None(why)) => none(&why),
@@ -43,4 +48,10 @@ pub(super) async fn delta(
             .body(Body::empty())
             .map_err(|e| Failure::internal(&e)),
     }
+}
+
+/// Whether a request is for a beginning, and so not for the rest of a delta that was counted when it began.
+fn begins(headers: &HeaderMap) -> bool {
+    let range = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
+    range.is_none_or(|range| range.starts_with("bytes=0-"))
 }

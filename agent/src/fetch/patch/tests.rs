@@ -140,3 +140,28 @@ async fn an_old_file_that_is_gone_is_named() {
     std::fs::remove_file(&bench.old.path).unwrap();
     bench.useless("model.onnx, which cannot be read").await;
 }
+
+#[test]
+fn a_delta_is_waited_for_as_long_as_the_whole_file_would_take_and_asked_for_ever_more_seldom() {
+    let s = Duration::from_secs;
+    for (size, bandwidth, wait) in [
+        (15_000, None, 10),
+        (60_000_000, None, 60),
+        (60_000_000, Some(500_000), 120),
+        (60_000_000, Some(20_000_000), 10),
+        (u64::MAX, Some(0), 300),
+    ] {
+        assert_eq!(patience(size, bandwidth), s(wait), "{size} bytes at {bandwidth:?}");
+    }
+    assert!((0..99).all(|seed| (s(2)..=s(3)).contains(&pause(s(2), s(0), seed))));
+    assert!((0..99).any(|seed| pause(s(2), s(0), seed) > Duration::from_millis(2_500)), "it is not spread");
+    assert!(
+        pause(s(2), s(60), 1) >= s(30) && pause(s(9_999), s(0), 1) <= s(15) && pause(s(0), s(0), 1) >= s(1)
+    );
+    let (mut waited, mut asked) = (s(0), 0);
+    while waited < MOST_PATIENCE {
+        waited += pause(s(2), waited, asked);
+        asked += 1;
+    }
+    assert!(asked < 20, "asked {asked} times in five minutes");
+}
