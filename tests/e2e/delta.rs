@@ -31,8 +31,8 @@ async fn a_retrained_model_comes_as_a_delta_and_is_what_was_signed() {
         let saved = saved.context("no such number")?.parse::<usize>()?;
         ensure!(saved > BALLAST * 3 / 2, "{saved} bytes were saved on two devices");
         let downloads = site.fleet.status(&site.fleet.agents[0]).await?["downloads"].clone();
-        let bytes = |name: &str| downloads[name].as_u64().with_context(|| downloads.to_string());
-        let saved = bytes("bytes")? - bytes("received")?;
+        let number = |name: &str| downloads[name].as_u64().with_context(|| downloads.to_string());
+        let saved = number("bytes")? - number("received")?;
         ensure!(saved > BALLAST as u64 * 3 / 4, "the device knows of {saved} bytes that were saved");
         for agent in &site.fleet.agents {
             let slots = std::fs::read_dir(agent.state.join("slots"))?;
