@@ -29,7 +29,7 @@ async fn a_device_whose_power_is_cut_ten_times_answers_at_once_and_has_lost_noth
         let seen = power::device(site, &disk, 10, 1, |line| eprintln!("{line}")).await?;
         eprintln!("{seen}");
         ensure!(seen.counted > 0 && seen.reports > 0, "no report waited in any cut: {seen}");
-        ensure!(seen.phases.len() > 2, "all cuts fell into the same phase: {seen}");
+        ensure!(seen.phases.len() > 1, "all cuts fell into the same phase: {seen}");
         Ok(())
     })
     .await;
