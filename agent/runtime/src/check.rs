@@ -222,10 +222,15 @@ impl Runs {
             );
         }
         let mut random = SplitMix(SEED);
-        let specs = infos
-            .iter()
-            .map(|info| spec(info, trial.shapes.get(&info.name)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut specs = Vec::with_capacity(infos.len());
+        for info in infos {
+            let given = trial.shapes.get(&info.name);
+            match spec(info, given) {
+                Ok(spec) => specs.push(spec),
+                Err(why) if given.is_some() => return Err(why.into()),
+                Err(why) => return Ok(vec![Problem::of_model(why.to_string())]),
+            }
+        }
         let started = Instant::now();
         while self.times_us.is_empty() || (self.times_us.len() < RUNS && started.elapsed() < RUN_FOR) {
             let inputs = specs.iter().map(|spec| draw_input(spec, false, &mut random)).collect();
@@ -293,7 +298,7 @@ fn spec(info: &TensorInfo, given: Option<&Vec<usize>>) -> Result<InputSpec, Tens
     }
     let elements = shape.iter().map(|d| d.unsigned_abs()).fold(1u64, u64::saturating_mul);
     if elements == 0 || elements > MAX_ELEMENTS {
-        let why = format!("cannot be tried with {elements} elements; 1 to {MAX_ELEMENTS} are possible");
+        let why = format!("has {elements} elements in shape {shape:?}; 1 to {MAX_ELEMENTS} are served");
         return Err(TensorError::new(&info.name, why));
     }
     let (name, datatype) = (info.name.clone(), info.datatype);

@@ -22,6 +22,9 @@ use crate::tensor::element_count;
 pub const MAX_DOCUMENT_BYTES: u64 = 2 * 1024 * 1024 * 1024 - 1;
 /// Most nodes of all graphs of a model: GPT-2 exports have 3,000, the largest detector measured 1,900.
 pub const MAX_NODES: usize = 100_000;
+/// Newest `ai.onnx` operator set that the runtime is known to answer rightly (`tests/bench/onnx-backend`). An operator
+/// may mean something else in a newer one, and a wrong answer is worse than none.
+pub const MAX_OPSET: i64 = 22;
 /// Deepest graph inside a graph (If, Loop, Scan): exporters write two or three.
 pub const MAX_NESTING: usize = 16;
 
@@ -78,7 +81,7 @@ impl Document {
         if bytes.is_empty() {
             return Err(malformed("it is empty".into()));
         }
-        let proto = ModelProto::decode(bytes).map_err(|e| malformed(e.to_string()))?;
+        let proto = ModelProto::decode(bytes).map_err(|e| malformed(last_words(&e.to_string())))?;
         let graph = proto.graph.as_ref().ok_or_else(|| malformed("it has no graph".into()))?;
         let mut screen = Screen {
             allowed: external,
@@ -99,7 +102,14 @@ impl Document {
         let input_names = names("input", inputs.into_iter())?;
         let output_names = names("output", graph.output.iter())?;
         let labels = zip_map_labels(graph);
-        let opsets = proto.opset_import.iter().map(|o| (domain(&o.domain).to_owned(), o.version)).collect();
+        let opsets: BTreeMap<String, i64> =
+            proto.opset_import.iter().map(|o| (domain(&o.domain).to_owned(), o.version)).collect();
+        if let Some(opset) = opsets.get("").filter(|opset| !(1..=MAX_OPSET).contains(*opset)) {
+            return Err(RuntimeError::Unsupported(format!(
+                "it is written in operator set {opset} of ai.onnx; 1 to {MAX_OPSET} are known here: export it with \
+                 another (17 suits), or convert it with onnx.version_converter"
+            )));
+        }
         Ok(Self { folder, opsets, operators, external, labels, input_names, output_names, proto })
     }
 }
@@ -124,6 +134,15 @@ impl Document {
             Some(TensorInfo { name: value.name.clone(), datatype: our_type(tensor.elem_type).ok()?, shape })
         };
         self.proto.graph.as_ref()?.output.iter().map(info).collect()
+    }
+}
+
+/// The end of a decoder's error: it begins with the path of fields, which in a nested document is longer than all else.
+fn last_words(error: &str) -> String {
+    const KEPT: usize = 200;
+    match error.char_indices().rev().nth(KEPT) {
+        Some((at, _)) => format!("…{}", &error[at..]),
+        None => error.to_owned(),
     }
 }
 

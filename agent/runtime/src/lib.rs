@@ -28,7 +28,7 @@ mod values;
 
 pub use check::{CheckReport, Measured, Problem, SampleFiles, Trial, check};
 pub use confine::{Bounds, STACK, confine, how_it_ended, share_of, with_room};
-pub use document::{ExternalData, MAX_DOCUMENT_BYTES, MAX_NESTING, MAX_NODES};
+pub use document::{ExternalData, MAX_DOCUMENT_BYTES, MAX_NESTING, MAX_NODES, MAX_OPSET};
 pub use engine::{
     Description, Engine, PLANS_KEPT, Runtime, TensorInfo, TractRuntime, describe, describe_bytes, operators,
 };

@@ -1,5 +1,7 @@
 //! Tiny ONNX models and whole bundles, for tests of this crate and of those that use it (feature `testing`).
 
+pub mod hostile;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

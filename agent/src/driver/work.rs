@@ -8,13 +8,11 @@ use std::path::PathBuf;
 
 use plimsoll_agent_core::{Device, Failure, ModelEvent, preflight};
 use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
+use plimsoll_runtime::MAX_OPSET;
 
 use crate::control::Downloads;
 use crate::fetch::{self, Came, FetchError, HttpSource, Local, Trust, blocking, slot_error};
 use crate::slots::Slots;
-
-/// Newest `ai.onnx` operator set that the runtime is known to read; a newer one is told before it is fetched.
-const MAX_OPSET: i64 = 22;
 
 /// The end of a piece of work.
 #[derive(Debug)]
