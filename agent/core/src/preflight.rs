@@ -3,7 +3,7 @@
 //! "Not applicable" is not "failed": a fleet may mix hardware, and a gate must not count a device that a version
 //! was never meant for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_protocol::bundle::{Manifest, RuntimeKind};
 
@@ -28,7 +28,12 @@ pub struct Device {
     pub max_opset: i64,
     /// Engines of the owner's that its settings name.
     pub engines: BTreeSet<String>,
+    /// Operators that the runtime has, by domain (`""` is `ai.onnx`).
+    pub operators: BTreeMap<String, BTreeSet<String>>,
 }
+
+/// Missing operators that a reason names; the rest are counted. Three tell an owner what kind of model it is.
+const NAMED: usize = 3;
 
 /// The requirement that the device does not meet, in words, or nothing.
 pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
@@ -42,12 +47,19 @@ pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
     let Some(variant) = manifest.variant_for(arch) else {
         return Err(format!("{what} has no variant for {arch}"));
     };
-    if let RuntimeKind::Onnx { opsets } = &variant.runtime {
+    if let RuntimeKind::Onnx { opsets, operators } = &variant.runtime {
         let opset = opsets.get("").or_else(|| opsets.get("ai.onnx")).copied().unwrap_or(0);
         if opset > device.max_opset {
             return Err(format!(
                 "{what} uses ai.onnx operator set {opset}; this agent's runtime knows up to {}: export it with a lower one",
                 device.max_opset
+            ));
+        }
+        if let Some(missing) = missing_operators(operators, &device.operators) {
+            return Err(format!(
+                "{what} uses {missing}, which the runtime of this agent ({}) does not have: update the agent, or export \
+                 the model without it",
+                device.agent_version
             ));
         }
     }
@@ -81,6 +93,24 @@ pub fn preflight(manifest: &Manifest, device: &Device) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// What is wanted and not there, in words.
+fn missing_operators(
+    wanted: &BTreeMap<String, BTreeSet<String>>,
+    has: &BTreeMap<String, BTreeSet<String>>,
+) -> Option<String> {
+    let known = |domain: &str, name: &String| has.get(domain).is_some_and(|names| names.contains(name));
+    let missing: Vec<String> = wanted
+        .iter()
+        .flat_map(|(domain, names)| names.iter().map(move |name| (domain.as_str(), name)))
+        .filter(|(domain, name)| !known(domain, name))
+        .map(|(domain, name)| format!("{name} of {}", if domain.is_empty() { "ai.onnx" } else { domain }))
+        .collect();
+    let more = missing.len().saturating_sub(NAMED);
+    let named = missing.get(..NAMED).unwrap_or(&missing).join(", ");
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    (!missing.is_empty()).then(|| format!("operator {named}{more}"))
 }
 
 #[cfg(test)]

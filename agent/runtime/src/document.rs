@@ -24,7 +24,7 @@ pub const MAX_DOCUMENT_BYTES: u64 = 2 * 1024 * 1024 * 1024 - 1;
 pub const MAX_NODES: usize = 100_000;
 /// Newest `ai.onnx` operator set that the runtime is known to answer rightly (`tests/bench/onnx-backend`). An operator
 /// may mean something else in a newer one, and a wrong answer is worse than none.
-pub const MAX_OPSET: i64 = 22;
+pub const MAX_OPSET: i64 = 24;
 /// Deepest graph inside a graph (If, Loop, Scan): exporters write two or three.
 pub const MAX_NESTING: usize = 16;
 

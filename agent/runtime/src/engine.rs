@@ -273,6 +273,16 @@ impl Engine for TractEngine {
 }
 
 impl Description {
+    /// The operators that it uses, by domain (`""` is `ai.onnx`).
+    pub fn operators_by_domain(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut by_domain: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for full in self.operators.keys() {
+            let (domain, name) = full.rsplit_once('.').unwrap_or(("", full)); // an operator's name holds no point
+            by_domain.entry(domain.to_owned()).or_default().insert(name.to_owned());
+        }
+        by_domain
+    }
+
     /// Whether no input has a variable dimension.
     pub fn is_fixed(&self) -> bool {
         self.inputs.iter().all(|i| !i.shape.contains(&-1))
@@ -414,7 +424,11 @@ pub(crate) fn caught<T>(
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().cloned();
         let why = text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-        Err(RuntimeError::Panicked { doing, why: why.unwrap_or_else(|| "no message".into()) })
+        let mut why = why.unwrap_or_else(|| "no message".into());
+        if why.starts_with("failed to allocate") {
+            why.push_str(": more memory than this process may have (four fifths of the machine's, or what it was given)");
+        }
+        Err(RuntimeError::Panicked { doing, why })
     })
 }
 

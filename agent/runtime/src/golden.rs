@@ -110,6 +110,7 @@ pub fn self_test(
     manifest: &Manifest,
     architecture: &str,
 ) -> Result<SelfTestReport, RuntimeError> {
+    let before = memory::rss_bytes();
     let start = Instant::now();
     let variant = manifest.variant_for(architecture).ok_or_else(|| {
         RuntimeError::Manifest(format!("it has no variant for architecture {architecture:?}"))
@@ -133,6 +134,8 @@ pub fn self_test(
         }
     }
     times.sort_unstable();
+    let peak_rss_bytes = memory::peak_rss_bytes();
+    check_memory(manifest, peak_rss_bytes.saturating_sub(before))?;
     Ok(SelfTestReport {
         ok: mismatch.is_none(),
         samples: times.len() as u32,
@@ -140,8 +143,19 @@ pub fn self_test(
         mismatch,
         load_ms,
         infer_us: times.get(times.len() / 2).copied().unwrap_or(0),
-        peak_rss_bytes: memory::peak_rss_bytes(),
+        peak_rss_bytes,
     })
+}
+
+/// Refuses a model that took more memory than its manifest allows.
+fn check_memory(manifest: &Manifest, took: u64) -> Result<(), RuntimeError> {
+    match manifest.limits.ram_bytes.filter(|limit| took > *limit) {
+        None => Ok(()),
+        Some(limit) => Err(RuntimeError::Refused(format!(
+            "opening it and running its golden samples took {took} bytes of memory here; limits.ram_bytes of its \
+             bundle.json allows {limit}: pack it with a larger --ram-limit, or make the model smaller"
+        ))),
+    }
 }
 
 /// Reads the tensors of one golden sample: inputs and expected outputs.

@@ -158,7 +158,10 @@ pub fn classifier_manifest(inputs: usize, classes: usize) -> Manifest {
         variants: vec![Variant {
             name: "default".into(),
             entry: path("model.onnx"),
-            runtime: RuntimeKind::Onnx { opsets: BTreeMap::from([(String::new(), 13)]) },
+            runtime: RuntimeKind::Onnx {
+                opsets: BTreeMap::from([(String::new(), 13)]),
+                operators: BTreeMap::new(),
+            },
             architectures: Default::default(),
         }],
         pre: Vec::new(),

@@ -120,6 +120,7 @@ async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<St
             Answer::ListenFailed { addr, reason } => {
                 break format!("it cannot listen on {addr}: {reason}");
             }
+            Answer::Hangs { reason } => break format!("{reason}; the process was killed"),
             other => ChildEvent::Said(other),
         };
         if events.send(event).await.is_err() {
@@ -238,6 +239,10 @@ mod tests {
     async fn a_child_that_talks_nonsense_or_cannot_listen_is_replaced_with_words() {
         for (script, words) in [
             ("echo hello; read x", "could not be read"),
+            (
+                r#"echo '{"answer":"hangs","reason":"m 1.0.0 does not end"}'; read x; read x"#,
+                "m 1.0.0 does not end",
+            ),
             ("exit 3", "exit code 3"),
             (
                 r#"echo '{"answer":"listen_failed","addr":"127.0.0.1:7","reason":"in use"}'; read x; read x"#,

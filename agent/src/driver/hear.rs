@@ -170,8 +170,11 @@ impl Driver {
                 tracing::info!(hold.for_s = for_s, hold.done = done, "an application asks to hold updates");
                 self.order(Order::HoldAnswered { id, done, text });
             }
-            // The supervisor reads the first two; the third follows an order to stop.
-            Answer::Listening { .. } | Answer::ListenFailed { .. } | Answer::Drained => {}
+            // The supervisor reads the first three; the fourth follows an order to stop.
+            Answer::Listening { .. }
+            | Answer::ListenFailed { .. }
+            | Answer::Hangs { .. }
+            | Answer::Drained => {}
         }
     }
 

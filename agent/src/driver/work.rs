@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use plimsoll_agent_core::{Device, Failure, ModelEvent, preflight};
 use plimsoll_protocol::{Digest, ModelName, UnixSeconds};
-use plimsoll_runtime::MAX_OPSET;
+use plimsoll_runtime::{MAX_OPSET, operators};
 
 use crate::control::Downloads;
 use crate::fetch::{self, Came, FetchError, HttpSource, Local, Trust, blocking, slot_error};
@@ -129,6 +129,7 @@ pub(super) fn device(
         quota_left_bytes: slots.quota_left(),
         max_opset: MAX_OPSET,
         engines,
+        operators: operators(),
     })
 }
 

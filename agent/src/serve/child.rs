@@ -142,6 +142,11 @@ impl Child {
                 self.say(Answer::WindowsClosed { now_ms }).await;
             }
             Order::Stats => {
+                // Looked at here and not by a timer of its own: a device that has nothing to do sleeps.
+                let hangs = self.endpoint.registry().hangs(Instant::now());
+                if let Some(reason) = hangs {
+                    return self.say(Answer::Hangs { reason: cut_reason(reason) }).await;
+                }
                 let models = self.endpoint.registry().health();
                 self.say(Answer::Stats { models, rss_bytes: memory::rss_bytes() }).await;
             }
@@ -259,8 +264,16 @@ impl Child {
         // Beside the loop: its running requests may take as long as their limit.
         tokio::spawn(async move {
             if let Some(retired) = retired {
-                for report in retired.finish(now).await {
-                    let _ = answers.send(Answer::Window(Box::new(report))).await;
+                match retired.finish(now).await {
+                    Ok(reports) => {
+                        for report in reports {
+                            let _ = answers.send(Answer::Window(Box::new(report))).await;
+                        }
+                    }
+                    Err(reason) => {
+                        let _ = answers.send(Answer::Hangs { reason: cut_reason(reason) }).await;
+                        return;
+                    }
                 }
             }
             let _ = answers.send(Answer::Unloaded { model, digest }).await;

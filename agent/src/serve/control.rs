@@ -185,6 +185,12 @@ pub enum Answer {
         /// See above.
         for_s: u32,
     },
+    /// A run will not end, and its thread cannot be stopped but with this process: it is to be replaced. Answers
+    /// [`Order::Stats`] or [`Order::Unload`].
+    Hangs {
+        /// Which model, and for how long, at most [`MAX_REASON`] bytes.
+        reason: String,
+    },
     /// Everything answered; the child exits next.
     Drained,
 }

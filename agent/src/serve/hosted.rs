@@ -26,6 +26,11 @@ use super::drift::{self, Drift, Rows};
 use super::latency::Latencies;
 use super::truth::{Answers, LabelError, Outcome};
 
+/// After so many of its limits a run is taken for one that never ends: with the default of 5 s after 20 s. A run that
+/// is merely slow (a processor that throttles to a quarter) has ended by then; its thread cannot be stopped otherwise
+/// than with the process.
+const HANGS_AFTER: u32 = 4;
+
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum InferError {
@@ -152,6 +157,8 @@ struct Ledger {
     quality: Mutex<Quality>,
     truth: Mutex<Truth>,
     answers: Mutex<Answers>,
+    /// When the run that is under way began.
+    running: Mutex<Option<Instant>>,
     latencies: Mutex<Latencies>,
     drift: Mutex<Option<Drift>>,
 }
@@ -403,6 +410,12 @@ impl Hosted {
         }
     }
 
+    /// What to say of a run that will not end, if one is under way.
+    pub fn hangs(&self, now: Instant) -> Option<String> {
+        let since = now.saturating_duration_since((*lock(&self.account.ledger.running))?);
+        (since > patience(&self.account.manifest)).then(|| hangs(&self.account.manifest, since))
+    }
+
     /// Lets go of it. Requests that hold it still finish.
     pub fn retire(self: Arc<Self>) -> Retired {
         let ended = lock(&self.ended).take();
@@ -411,12 +424,17 @@ impl Hosted {
 }
 
 impl Retired {
-    /// Waits until its thread has ended and its memory is free, then closes its last window.
-    pub async fn finish(mut self, now: UnixMillis) -> Vec<DriftReport> {
+    /// Waits until its thread has ended and its memory is free, then closes its last window. The error says that the
+    /// thread is in a run that will not end.
+    pub async fn finish(mut self, now: UnixMillis) -> Result<Vec<DriftReport>, String> {
         if let Some(ended) = self.ended.take() {
-            let _ = ended.await; // the thread only ever drops its end
+            let limit = patience(&self.account.manifest);
+            // Otherwise the thread has dropped its end.
+            if tokio::time::timeout(limit, ended).await.is_err() {
+                return Err(hangs(&self.account.manifest, limit));
+            }
         }
-        self.account.close_window(now, false)
+        Ok(self.account.close_window(now, false))
     }
 }
 
@@ -515,6 +533,7 @@ impl Ledger {
             queue_ns: zero(),
             infer_ns: zero(),
             last_ms: zero(),
+            running: Mutex::default(),
             quality: Mutex::default(),
             truth: Mutex::default(),
             answers: Mutex::new(Answers::of(manifest)),
@@ -584,8 +603,10 @@ impl Worker {
             let rows = job.inputs.first().map_or(1, Tensor::rows);
             let started = Instant::now();
             let lost = || RuntimeError::Run("this process holds no model of it".into()); // never asked: see `infer`
+            *lock(&self.ledger.running) = Some(started);
             let result =
                 self.model.as_ref().ok_or_else(lost).and_then(|model| model.infer(job.inputs)).map(Arc::new);
+            *lock(&self.ledger.running) = None;
             self.ledger.ran(rows, started.saturating_duration_since(job.queued), started.elapsed());
             if let Err(RuntimeError::Panicked { .. }) = &result {
                 let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -612,6 +633,20 @@ impl Worker {
         }
         self.ledger.found(&Quality { values, ..Quality::default() });
     }
+}
+
+fn patience(manifest: &Manifest) -> Duration {
+    Duration::from_millis(u64::from(manifest.limits.timeout_ms)) * HANGS_AFTER
+}
+
+fn hangs(manifest: &Manifest, since: Duration) -> String {
+    format!(
+        "{} {} has computed for {} ms on one request and does not end; its limit is {} ms (limits.timeout_ms)",
+        manifest.model,
+        manifest.version,
+        since.as_millis(),
+        manifest.limits.timeout_ms
+    )
 }
 
 fn nanos(time: Duration) -> u64 {

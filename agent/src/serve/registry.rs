@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
@@ -131,6 +132,11 @@ impl Registry {
         };
         let past = self.past.iter().flat_map(|account| account.close_window(now, false));
         self.loaded.values().flat_map(close).chain(past).collect()
+    }
+
+    /// What to say of a run that will not end, if one is under way in any bundle.
+    pub fn hangs(&self, now: Instant) -> Option<String> {
+        self.loaded.values().find_map(|hosted| hosted.hangs(now))
     }
 
     /// Counters of everything in memory, sorted by model and digest.

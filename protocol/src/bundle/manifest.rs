@@ -24,6 +24,8 @@ pub const MAX_FILES: usize = 1024;
 pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// Most inputs or outputs of a model.
 pub const MAX_TENSORS: usize = 64;
+/// Most operators that a variant lists: ONNX has 200, `ai.onnx.ml` 20, and a vendor's domain is not larger.
+pub const MAX_OPERATORS: usize = 1024;
 /// Most dimensions of a tensor.
 pub const MAX_RANK: usize = 8;
 /// Most categories that a feature lists: countries, tariffs and device types have at most some hundreds; an identifier
@@ -128,6 +130,10 @@ pub enum RuntimeKind {
     Onnx {
         /// Version of each operator set that the model imports, by domain (`""` is `ai.onnx`).
         opsets: BTreeMap<String, i64>,
+        /// Operators that the model uses, by domain (`""` is `ai.onnx`), so that a device whose runtime lacks one says
+        /// so before it fetches anything. Empty for a bundle of before they were listed: nothing is known of it.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        operators: BTreeMap<String, BTreeSet<String>>,
     },
     /// The owner's process loads it from the slot; the agent delivers, verifies and rolls back.
     External {
@@ -414,12 +420,16 @@ pub struct ServeLimits {
     pub max_batch: u32,
     /// Requests that wait; one more is answered 503.
     pub queue: u32,
+    /// Memory that the model may take, bytes: what opening it and running its golden samples adds to a process at most.
+    /// A device on which it takes more refuses it in its self-test.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram_bytes: Option<u64>,
 }
 
 impl Default for ServeLimits {
     /// 5 s is 25 times ResNet-50 on a slow core; 64 rows; 64 waiting requests are a few MB of input.
     fn default() -> Self {
-        Self { timeout_ms: 5_000, max_batch: 64, queue: 64 }
+        Self { timeout_ms: 5_000, max_batch: 64, queue: 64, ram_bytes: None }
     }
 }
 

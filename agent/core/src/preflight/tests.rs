@@ -31,7 +31,31 @@ fn device() -> Device {
         quota_left_bytes: None,
         max_opset: 17,
         engines: BTreeSet::new(),
+        operators: BTreeMap::from([names("", &["Gemm", "Relu"]), names("ai.onnx.ml", &["Scaler"])]),
     }
+}
+
+fn names(domain: &str, names: &[&str]) -> (String, BTreeSet<String>) {
+    (domain.to_owned(), names.iter().map(|n| (*n).to_owned()).collect())
+}
+
+#[test]
+fn operators_that_the_runtime_lacks_are_named_with_their_domain() {
+    let uses = |lists: &[(String, BTreeSet<String>)]| {
+        let mut manifest = manifest("", "");
+        if let RuntimeKind::Onnx { operators, .. } = &mut manifest.variants[0].runtime {
+            operators.extend(lists.iter().cloned());
+        }
+        manifest
+    };
+    let all = [names("", &["Gemm", "Relu"]), names("ai.onnx.ml", &["Scaler"])];
+    assert_eq!(preflight(&uses(&all), &device()), Ok(()));
+    assert_eq!(preflight(&uses(&[]), &device()), Ok(()), "a bundle that lists none says nothing");
+    refused(&uses(&[names("", &["Gemm", "Loop"])]), &device(), "operator Loop of ai.onnx, which");
+    // The same name in another domain is another operator.
+    refused(&uses(&[names("my.company", &["Gemm"])]), &device(), "Gemm of my.company");
+    refused(&uses(&[names("z", &["A", "B", "C", "D", "E"])]), &device(), "A of z, B of z, C of z and 2 more");
+    refused(&uses(&[names("", &["Loop"])]), &device(), "update the agent");
 }
 
 fn refused(manifest: &Manifest, device: &Device, word: &str) {

@@ -92,3 +92,20 @@ fn recording_is_the_same_for_a_seed_and_other_for_another() {
     assert_eq!(record_golden(&model, 3, 1).unwrap(), record_golden(&model, 3, 1).unwrap());
     assert_ne!(record_golden(&model, 3, 1).unwrap(), record_golden(&model, 3, 2).unwrap());
 }
+
+#[test]
+fn a_model_that_takes_more_memory_than_its_manifest_allows_is_refused_with_both_numbers() {
+    let (dir, mut manifest) = bundle();
+    // Resident memory only grows here: what a test of this process took before is not counted.
+    manifest.limits.ram_bytes = Some(1 << 40);
+    assert!(self_test(dir.path(), &manifest, architecture()).unwrap().ok);
+    let home = tempfile::tempdir().unwrap();
+    let large = classifier(4_000, 2_000, 1.0);
+    let mut manifest = classifier_manifest(4_000, 2_000);
+    crate::testing::add_file(home.path(), &mut manifest, "model.onnx", &large);
+    manifest.limits.ram_bytes = Some(1_000_000);
+    says(
+        self_test(home.path(), &manifest, architecture()),
+        "limits.ram_bytes of its bundle.json allows 1000000",
+    );
+}

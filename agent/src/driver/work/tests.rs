@@ -145,7 +145,15 @@ async fn what_this_device_cannot_run_is_not_applicable_before_a_file_is_fetched(
     let mut world = World::new().await;
     let arch = world.publish("1.0.0", |m| m["requires"] = json!({"architectures": ["riscv64"]}));
     let ram = world.publish("1.1.0", |m| m["requires"] = json!({"min_ram_bytes": 1_u64 << 40}));
-    for (text, digest, words) in [("1.0.0", arch, "riscv64"), ("1.1.0", ram, "memory")] {
+    let operator = world.publish("1.2.0", |m| {
+        m["variants"][0]["runtime"]["operators"] = json!({"": ["Relu", "Loop"], "ai.onnx.ml": ["Scaler"]});
+    });
+    let all = [
+        ("1.0.0", arch, "riscv64"),
+        ("1.1.0", ram, "memory"),
+        ("1.2.0", operator, "operator Loop of ai.onnx,"),
+    ];
+    for (text, digest, words) in all {
         world.server.ranges();
         let done = world.fetch(text, digest).await;
         let ModelEvent::NotApplicable { reason } = &done.what else { panic!("{done:?}") };

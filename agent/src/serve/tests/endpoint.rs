@@ -176,3 +176,33 @@ async fn a_model_that_panics_is_a_500_and_a_fault_and_the_next_request_is_answer
     gated.gate.allow.send(Run::Answer).unwrap();
     assert_eq!(post(gated.addr, INFER, &json!({ "inputs": [row()] })).await.status, 200);
 }
+
+#[tokio::test]
+async fn a_run_that_does_not_end_is_told_after_some_of_its_limits_and_one_that_ends_is_not() {
+    use std::time::{Duration, Instant};
+    let gated = gated(|m| m.limits.timeout_ms = 50).await;
+    assert_eq!(post(gated.addr, INFER, &json!({ "inputs": [row()] })).await.status, 504);
+    let start = Instant::now();
+    let hangs = |at: Instant| gated.endpoint.registry().hangs(at);
+    assert_eq!(hangs(start), None, "a slow run may still end");
+    let reason = hangs(start + Duration::from_millis(250)).unwrap();
+    assert!(reason.contains("meter 1.0.0") && reason.contains("its limit is 50 ms"), "{reason}");
+    // Taken out, it is waited for no longer than that either: its thread will never end by itself.
+    let (model, digest) = {
+        let registry = gated.endpoint.registry();
+        let hosted = registry.active("meter").unwrap();
+        (hosted.manifest().model.clone(), hosted.digest())
+    };
+    let retired = gated.endpoint.registry().remove(&model, digest).unwrap();
+    assert!(retired.finish(1).await.unwrap_err().contains("does not end"));
+    drop(gated.gate.allow); // lets the thread go
+}
+
+#[tokio::test]
+async fn a_model_that_ended_its_run_does_not_hang() {
+    let gated = gated(|_| {}).await;
+    gated.gate.allow.send(Run::Answer).unwrap();
+    assert_eq!(post(gated.addr, INFER, &json!({ "inputs": [row()] })).await.status, 200);
+    let late = std::time::Instant::now() + std::time::Duration::from_secs(3600);
+    assert_eq!(gated.endpoint.registry().hangs(late), None);
+}

@@ -28,7 +28,7 @@ fn describe(bundle: &LocalBundle) -> String {
     ];
     for v in &m.variants {
         let runtime = match &v.runtime {
-            RuntimeKind::Onnx { opsets } => {
+            RuntimeKind::Onnx { opsets, .. } => {
                 let opsets = opsets.iter().map(|(domain, version)| {
                     format!("{} {version}", if domain.is_empty() { "ai.onnx" } else { domain })
                 });

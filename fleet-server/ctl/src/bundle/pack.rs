@@ -26,7 +26,7 @@ use super::inspect::proves;
 use crate::cli::pair;
 use crate::failure::{FAILED, Refused, Told, Usage};
 use crate::model::confined::{Room, check_model, self_test_bundle};
-use crate::model::does_not_run;
+use crate::model::{does_not_run, size};
 use crate::output::{Screen, bytes};
 use draft::Draft;
 pub(crate) use golden::{data_sets, numbered};
@@ -96,6 +96,9 @@ pub struct Pack {
     /// And relative to it.
     #[arg(long, default_value_t = Tolerance::default().relative, value_name = "X")]
     tolerance_relative: f64,
+    /// Memory that the model may take at most: 200MB. A device on which it takes more refuses it in its self-test.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    ram_limit: Option<u64>,
     /// Lineage, free: `commit=abc123`, `author=…`, `licence=…`. Repeatable.
     #[arg(long = "annotation", value_name = "K=V", value_parser = pair)]
     annotations: Vec<(String, String)>,

@@ -51,6 +51,10 @@ fn each_way_to_be_bad_is_refused_by_name() {
     check(|v| v["variants"] = json!([]), "0 variants");
     check(|v| v["variants"][0]["entry"] = json!("other.onnx"), "other.onnx is not in `files`");
     check(|v| v["variants"][0]["runtime"] = json!({"kind": "magic"}), "magic");
+    let many: Vec<String> = (0..=MAX_OPERATORS).map(|n| format!("Op{n}")).collect();
+    check(|v| v["variants"][0]["runtime"]["operators"] = json!({"": many}), "lists 1025 operators");
+    let limits = |ram: u64| json!({"timeout_ms": 1, "max_batch": 1, "queue": 1, "ram_bytes": ram});
+    check(|v| v["limits"] = limits(0), "limits.ram_bytes");
     check(|v| v["inputs"] = json!([]), "0 inputs");
     check(|v| v["inputs"][0]["shape"] = json!([0]), "neither -1 nor positive");
     check(|v| v["inputs"][0]["shape"] = json!([-2]), "neither -1 nor positive");

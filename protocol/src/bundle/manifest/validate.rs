@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     DataType, Feature, FeatureKind, InputSpec, MAX_ELEMENTS, MAX_FILE_BYTES, MAX_FILES,
-    MAX_LISTED_CATEGORIES, MAX_RANK, MAX_TENSORS, Manifest, RuntimeKind, Step, ValueRule,
+    MAX_LISTED_CATEGORIES, MAX_OPERATORS, MAX_RANK, MAX_TENSORS, Manifest, RuntimeKind, Step, ValueRule,
 };
 use crate::bundle::SafePath;
 
@@ -25,6 +25,9 @@ impl Manifest {
         }
         if self.limits.timeout_ms == 0 || self.limits.max_batch == 0 || self.limits.queue == 0 {
             return Err("limits of zero would refuse every request".into());
+        }
+        if self.limits.ram_bytes == Some(0) {
+            return Err("limits.ram_bytes of zero would refuse every device".into());
         }
         Ok(())
     }
@@ -63,7 +66,19 @@ impl Manifest {
         if self.variants.is_empty() || self.variants.len() > 16 {
             return Err(format!("it has {} variants; 1 to 16 are allowed", self.variants.len()));
         }
-        self.variants.iter().try_for_each(|v| self.listed(&v.entry, "the model of variant"))
+        for v in &self.variants {
+            if let RuntimeKind::Onnx { operators, .. } = &v.runtime {
+                let count: usize = operators.values().map(BTreeSet::len).sum();
+                if count > MAX_OPERATORS {
+                    return Err(format!(
+                        "variant {} lists {count} operators; at most {MAX_OPERATORS}",
+                        v.name
+                    ));
+                }
+            }
+            self.listed(&v.entry, "the model of variant")?;
+        }
+        Ok(())
     }
 
     fn validate_golden(&self) -> Result<(), String> {

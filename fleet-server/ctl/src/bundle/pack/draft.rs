@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::bundle::{
     FORMAT, FileEntry, Golden, GoldenOrigin, InputContent, InputSpec, MANIFEST_FILE, Manifest, OutputSpec,
-    RuntimeKind, SafePath, Step, Tolerance, ValuePolicy, Variant,
+    RuntimeKind, SafePath, ServeLimits, Step, Tolerance, ValuePolicy, Variant,
 };
 use plimsoll_runtime::{Description, TensorInfo};
 
@@ -155,7 +155,10 @@ fn manifest(args: &Pack, description: &Description) -> Result<Manifest> {
         variants: vec![Variant {
             name: "default".into(),
             entry: SafePath::new(ENTRY)?,
-            runtime: RuntimeKind::Onnx { opsets: description.opsets.clone() },
+            runtime: RuntimeKind::Onnx {
+                opsets: description.opsets.clone(),
+                operators: description.operators_by_domain(),
+            },
             architectures: Default::default(),
         }],
         pre: args.pre_scale.clone(),
@@ -170,7 +173,7 @@ fn manifest(args: &Pack, description: &Description) -> Result<Manifest> {
         },
         baseline: None,
         requires: Default::default(),
-        limits: Default::default(),
+        limits: ServeLimits { ram_bytes: args.ram_limit, ..ServeLimits::default() },
     })
 }
 

@@ -78,6 +78,8 @@ fn a_model_alone_packs_and_its_samples_are_said_to_prove_stability_only() {
     assert_eq!((bundle.digest, &bundle.manifest), (packed.digest, &packed.manifest));
     assert_eq!(bundle.manifest.outputs[0].kind, OutputKind::ClassScores, "soft-max rows are recognised");
     assert!(bundle.manifest.requires.min_ram_bytes > 0);
+    let RuntimeKind::Onnx { operators, .. } = &bundle.manifest.variants[0].runtime else { panic!("ONNX") };
+    assert_eq!(operators[""].iter().collect::<Vec<_>>(), ["Gemm", "Softmax"]);
 }
 
 #[test]
