@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use plimsoll_fleet_core::evidence::Outputs;
+use plimsoll_fleet_core::shadow::ShadowView;
 use plimsoll_fleet_core::view::Running;
 use plimsoll_fleet_core::{Attributes, Bundle, Facts, JobView};
 use plimsoll_protocol::api::{DeviceInfo, JobInfo};
 use plimsoll_protocol::wire::v1::{Desired, Health, JobPhase, RunningModel};
 use plimsoll_protocol::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 
-use crate::store::{DeviceRecord, JobRecord, StateRecord, Store, StoreError};
+use crate::store::{DeviceRecord, JobRecord, ShadowRecord, StateRecord, Store, StoreError};
 
 /// All that is known of one device.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct Device {
     pub state: Option<StateRecord>,
     /// Last report about each bundle it was ordered.
     pub jobs: BTreeMap<(ModelName, Digest), JobRecord>,
+    /// Last report about each candidate that it compared in shadow.
+    pub shadows: BTreeMap<(ModelName, Digest), ShadowRecord>,
     /// Last health, since this server started.
     pub health: Option<Health>,
     /// Server time of its last message.
@@ -42,6 +45,7 @@ impl Device {
             record,
             state: None,
             jobs: BTreeMap::new(),
+            shadows: BTreeMap::new(),
             health: None,
             last_seen_ms: None,
             desired: None,
@@ -110,6 +114,11 @@ impl Device {
                 reason: report.reason.clone(),
             });
         }
+        let mut shadows: BTreeMap<ModelName, Vec<ShadowView>> = BTreeMap::new();
+        for ShadowRecord { report, at_ms, .. } in self.shadows.values() {
+            let view = ShadowView { report: report.clone(), at_ms: *at_ms };
+            shadows.entry(report.model.clone()).or_default().push(view);
+        }
         Facts {
             attributes: Attributes {
                 device: self.record.device.to_string(),
@@ -120,6 +129,7 @@ impl Device {
             online: self.connected,
             running: running.collect(),
             jobs,
+            shadows,
             outputs: Arc::clone(&self.outputs),
         }
     }
@@ -177,6 +187,11 @@ impl Fleet {
             if let Some(device) = devices.get_mut(&job.device) {
                 device.last_seen_ms = device.last_seen_ms.max(Some(job.at_ms));
                 device.jobs.insert((job.report.model.clone(), job.report.digest), job);
+            }
+        }
+        for shadow in store.shadows().await? {
+            if let Some(device) = devices.get_mut(&shadow.device) {
+                device.shadows.insert((shadow.report.model.clone(), shadow.report.candidate), shadow);
             }
         }
         for (id, desired) in store.all_desired().await? {

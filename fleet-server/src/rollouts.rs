@@ -211,6 +211,7 @@ impl Book {
         let now = self.instant(clock::now_ms());
         let view = fleets::view(facts, &self.rollouts, revoked, rollout).ok();
         let stages = view.as_ref().map(|v| summary::stage_infos(v, rollout, now)).unwrap_or_default();
+        let shadow = view.as_ref().and_then(|v| v.shadow.as_ref()).map(|s| s.evidence.clone());
         let live = view.and_then(|v| v.outputs).map(|o| o.evidence);
         let history = self.history.get(&state.id).map_or(&[][..], Vec::as_slice);
         RolloutInfo {
@@ -225,6 +226,7 @@ impl Book {
             history: history[history.len().saturating_sub(HISTORY_SHOWN)..].to_vec(),
             evidence: live.or_else(|| state.evidence.clone()),
             accuracy: String::new(),
+            shadow,
         }
     }
 

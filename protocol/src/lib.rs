@@ -11,6 +11,7 @@ pub mod delta;
 pub mod drift;
 pub mod hours;
 pub mod ids;
+pub mod share;
 pub mod trust;
 pub mod wire;
 

@@ -1,4 +1,4 @@
-//! A version on its way: fetched, staged, self-tested, activated, or given up.
+//! A version on its way: fetched, staged, self-tested, activated, or given up. Its shadow is in [`shadow`].
 
 use crate::holds::{hold, hold_for_application, hold_for_people, watch_hours};
 use crate::outcome::Effect;
@@ -9,6 +9,7 @@ use crate::policy::{
 use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
 use crate::running::{load_active, make_room};
+use crate::shadow;
 use crate::trust;
 use crate::turn::{Turn, Unit};
 
@@ -129,6 +130,9 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
         hold(unit, "child", "the serving process is not up", turn);
         return;
     }
+    if shadow::comes_first(unit, turn) {
+        return;
+    }
     let mut tries = turn.next.record.tries(&unit.name, digest);
     let most = budget(&order.wanted.policy);
     if tries.activations >= most {
@@ -171,7 +175,7 @@ pub(crate) fn activation_broke(unit: &mut Unit, reason: &str, turn: &mut Turn) {
     wait_for_next_try(unit, State::SelfTested, spent, &format!("activation failed: {reason}"), turn);
 }
 
-fn wait_for_next_try(unit: &mut Unit, state: State, spent: u32, reason: &str, turn: &mut Turn) {
+pub(crate) fn wait_for_next_try(unit: &mut Unit, state: State, spent: u32, reason: &str, turn: &mut Turn) {
     let delay = backoff_ms(spent, turn.ctx.seed);
     unit.enter(state, None);
     unit.volatile.hold_until = Some(turn.ctx.mono_ms + delay);

@@ -14,7 +14,8 @@ use crate::holds::Rules;
 use crate::lifecycle::{Step, step};
 use crate::orders;
 use crate::outcome::{Outcome, Refused};
-use crate::record::Persistent;
+use crate::record::{Persistent, State};
+use crate::shadow::{Comparing, HOLD_SERVING};
 use crate::trust;
 use crate::turn::{Turn, Unit, job_report};
 
@@ -70,6 +71,10 @@ pub(crate) struct Volatile {
     pub loaded: BTreeSet<Digest>,
     /// What it answers with.
     pub serving: Option<Digest>,
+    /// What the candidate's shadow has seen; `None` while it is being loaded for it.
+    pub comparing: Option<Comparing>,
+    /// Since when a shadow waits for the running version to answer.
+    pub shadow_waits_since: Option<u64>,
 }
 
 impl Core {
@@ -113,6 +118,11 @@ impl Core {
         under_way.filter_map(crate::ModelRecord::ordered).collect()
     }
 
+    /// Whether a version is compared with the one that runs.
+    pub fn is_shadowing(&self) -> bool {
+        self.record.models.values().any(|record| record.state == State::Shadowing)
+    }
+
     /// For how long the application still says "not now", milliseconds.
     pub fn not_now_ms(&self, now_mono_ms: u64) -> u64 {
         self.not_now_until.map_or(0, |until| until.saturating_sub(now_mono_ms))
@@ -131,9 +141,9 @@ impl Core {
             one(missed, &mut turn);
         }
         one(event.clone(), &mut turn);
-        // The trial that another model waited for may have just ended.
+        // What another model waited for (the end of a trial), or this one (an answer), may have just come.
         turn.each(|unit, turn| match unit.volatile.told {
-            Some(HOLD_OTHER) => step(unit, Step::Tick, turn),
+            Some(HOLD_OTHER | HOLD_SERVING) => step(unit, Step::Tick, turn),
             _ => Ok(()),
         });
         turn.finish(self, Some(event))

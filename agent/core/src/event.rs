@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use plimsoll_protocol::hours::LocalTime;
-use plimsoll_protocol::wire::v1::Desired;
+use plimsoll_protocol::wire::v1::{Desired, ShadowTotals};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 
 use crate::holds::Rules;
@@ -80,7 +80,7 @@ pub enum Event {
 }
 
 /// What became of an effect, or of a model that is served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ModelEvent {
     /// Trust was refreshed, the manifest admitted, every file hashed: all verified, in the staging folder.
     FetchDone,
@@ -140,6 +140,16 @@ pub enum ModelEvent {
         /// Of those, failed for the model's or the runtime's fault.
         failed: u64,
     },
+    /// What its shadow has compared so far.
+    ShadowSample {
+        /// Since the shadow began.
+        totals: ShadowTotals,
+    },
+    /// The serving child cannot compare it with what runs.
+    ShadowRefused {
+        /// Why.
+        reason: String,
+    },
 }
 
 impl ModelEvent {
@@ -158,6 +168,8 @@ impl ModelEvent {
             Self::Serving => "serving",
             Self::Fault { .. } => "fault",
             Self::TrialSample { .. } => "trial_sample",
+            Self::ShadowSample { .. } => "shadow_sample",
+            Self::ShadowRefused { .. } => "shadow_refused",
         }
     }
 }

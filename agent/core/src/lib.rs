@@ -22,6 +22,7 @@
 //! | [`outcome`] | what the shell has to do, and the order it has to do it in |
 //! | `lifecycle` | the one match over (state, event) |
 //! | `candidate`, `running` | what its edges do |
+//! | `shadow` | a version beside the one that runs, before it takes over |
 //! | `trust` | what follows when the owner no longer signs for a version |
 //! | `resume` | what a device does first after any crash |
 //! | [`policy`] | deadlines, budgets, trial verdicts: numbers with their arithmetic |
@@ -42,6 +43,7 @@ mod lifecycle;
 mod orders;
 mod resume;
 mod running;
+mod shadow;
 mod trust;
 mod turn;
 

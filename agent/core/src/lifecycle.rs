@@ -18,6 +18,7 @@ use crate::orders;
 use crate::outcome::{Effect, Refused};
 use crate::record::{Order, State, kept};
 use crate::running::{end_trial, load_active, reload, roll_back, rollback_asked, start_trial, unload_others};
+use crate::shadow;
 use crate::turn::{Turn, Unit};
 
 /// An event as one model sees it.
@@ -130,6 +131,23 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
         }
         // What it waited for may be there: lease, end of a pause, serving child, backoff.
         (S::SelfTested, Step::Tick) => activate(unit, turn),
+        // Loaded beside the running one: compare, on the same requests.
+        (S::Shadowing, Step::Candidate(M::Loaded)) => shadow::compare(unit, turn),
+        // Told, and judged by what is proven.
+        (S::Shadowing, Step::Candidate(M::ShadowSample { totals })) => shadow::count(unit, totals, turn),
+        // The two answer different questions: there is nothing to compare.
+        (S::Shadowing, Step::Candidate(M::ShadowRefused { reason })) => shadow::refused(unit, &reason, turn),
+        // Memory may have been short.
+        (S::Shadowing, Step::Candidate(M::LoadFailed { reason })) => shadow::broke(unit, &reason, turn),
+        // It panicked on a request that the running one answered.
+        (S::Shadowing, Step::Candidate(M::Fault { reason })) => shadow::condemn(unit, &reason, turn),
+        // One suspect: no other version is at risk, and the running one has passed its trial.
+        (S::Shadowing, Step::ServeDied(reason)) => {
+            unit.child_lost();
+            shadow::broke(unit, &format!("the serving process died meanwhile: {reason}"), turn);
+        }
+        // Its time is over, or that of loading it.
+        (S::Shadowing, Step::Tick) if unit.overdue(turn) => shadow::time_over(unit, turn),
         // Loaded beside the running one: flip the record, then swap.
         (S::Activating, Step::Candidate(M::Loaded)) => flip(unit, turn),
         // The running one still runs; the try is already spent.

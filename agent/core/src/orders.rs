@@ -11,6 +11,7 @@ use crate::outcome::{Effect, Refused, Report};
 use crate::record::{MAX_MODELS, MAX_ORDER_BLOCKED, MAX_VERSION, Order, State, kept};
 use crate::retry::{mix, uniform_ms};
 use crate::running;
+use crate::shadow;
 use crate::turn::{Turn, Unit, job_report};
 
 /// Takes a whole document, or refuses it whole.
@@ -87,7 +88,11 @@ pub(crate) fn take(unit: &mut Unit, order: Order, turn: &mut Turn) {
         supersede(unit, turn);
     }
     turn.next.record.lift(&unit.name, order.wanted.digest, order.wanted.attempt);
+    let is_hurried = unit.record.state == State::Shadowing && shadow::asked(&order).is_none();
     unit.record.order = Some(order);
+    if same && is_hurried {
+        shadow::interrupt(unit, turn); // it goes on without one
+    }
     let goes_on = same && (unit.record.state.in_flight() || unit.record.state == State::Active);
     if goes_on {
         turn.report_job(unit); // under its new generation, rollout and policy
@@ -156,6 +161,7 @@ fn supersede(unit: &mut Unit, turn: &mut Turn) {
             turn.effect(Effect::Cancel { model, digest });
             turn.effect(Effect::Discard { digest });
         }
+        State::Shadowing => shadow::leave(unit, turn),
         State::Activating if turn.next.child_up => turn.effect(Effect::Unload { model, digest }),
         _ => {}
     }

@@ -1,6 +1,6 @@
 //! What the shell has to do, and the order it has to do it in: persist, then act.
 
-use plimsoll_protocol::wire::v1::{self as wire, JobReport};
+use plimsoll_protocol::wire::v1::{self as wire, JobReport, ShadowReport};
 use plimsoll_protocol::{Digest, Generation, ModelName};
 
 use crate::core::Core;
@@ -62,6 +62,27 @@ pub enum Effect {
         /// Bundle.
         digest: Digest,
     },
+    /// Have the serving child ask it, too, a share of what it asks `with`, and compare the answers; nobody gets them.
+    /// Answers `ShadowSample` again and again, or `ShadowRefused`. Ends with the bundle's `Unload`.
+    Shadow {
+        /// Model.
+        model: ModelName,
+        /// The candidate, loaded.
+        digest: Digest,
+        /// What runs.
+        with: Digest,
+        /// Share of the requests, 1 to 100.
+        sample_percent: u32,
+        /// Which ones.
+        seed: u64,
+    },
+    /// Have the serving child compare no more; the candidate stays loaded. No answer.
+    EndShadow {
+        /// Model.
+        model: ModelName,
+        /// The candidate.
+        digest: Digest,
+    },
     /// Have the serving child drop it. No answer.
     Unload {
         /// Model.
@@ -86,17 +107,26 @@ pub enum Effect {
 impl Effect {
     /// Whether it is an order to the serving child.
     pub const fn is_for_child(&self) -> bool {
-        matches!(self, Self::Load { .. } | Self::Serve { .. } | Self::Unload { .. })
+        matches!(
+            self,
+            Self::Load { .. }
+                | Self::Serve { .. }
+                | Self::Unload { .. }
+                | Self::Shadow { .. }
+                | Self::EndShadow { .. }
+        )
     }
 }
 
 /// Something to tell the server, through the outbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Report {
     /// Progress of an order.
     Job(JobReport),
     /// A transition or an alarm.
     Event(wire::Event),
+    /// What a candidate answered beside the version that runs.
+    Shadow(Box<ShadowReport>),
 }
 
 /// An event that has no place in the present state. Ordinary (a cancelled fetch still answers), so it is an answer
@@ -126,7 +156,7 @@ pub struct Outcome {
 }
 
 /// What may be done once the decision is durable.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct After {
     /// In order.
     pub effects: Vec<Effect>,

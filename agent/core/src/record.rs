@@ -83,6 +83,12 @@ const fn is_false(value: &bool) -> bool {
     !*value
 }
 
+/// For counts that are rarely more.
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+const fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
 /// A bundle in a slot that is or was served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installed {
@@ -114,6 +120,8 @@ pub enum State {
     Staged,
     /// May be activated: waits for the lease, the end of a pause, the serving child.
     SelfTested,
+    /// Loaded beside what runs, and compared with it.
+    Shadowing,
     /// Being loaded beside what runs.
     Activating,
     /// Runs, on trial.
@@ -147,6 +155,7 @@ impl State {
             Self::Verified => "verified",
             Self::Staged => "staged",
             Self::SelfTested => "self_tested",
+            Self::Shadowing => "shadowing",
             Self::Activating => "activating",
             Self::Probation => "probation",
             Self::Active => "active",
@@ -165,6 +174,7 @@ impl State {
                 | Self::Verified
                 | Self::Staged
                 | Self::SelfTested
+                | Self::Shadowing
                 | Self::Activating
                 | Self::Probation
         )
@@ -172,7 +182,15 @@ impl State {
 
     /// Whether the ordered bundle is, or is about to be, in a slot that must be kept.
     pub const fn holds_slot(&self) -> bool {
-        matches!(self, Self::Verified | Self::Staged | Self::SelfTested | Self::Activating | Self::Probation)
+        matches!(
+            self,
+            Self::Verified
+                | Self::Staged
+                | Self::SelfTested
+                | Self::Shadowing
+                | Self::Activating
+                | Self::Probation
+        )
     }
 }
 
@@ -187,6 +205,12 @@ pub struct Tries {
     pub self_tests: u32,
     /// Activations begun: loads, and returns to a trial after a restart of the agent.
     pub activations: u32,
+    /// Shadows begun.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shadows: u32,
+    /// Its shadow is over: ended, or there was nothing to hold it with.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shadowed: bool,
     /// [`DesiredModel::attempt`] of the order they were spent under; a higher one begins a new count.
     #[serde(default)]
     pub attempt: u64,
@@ -211,7 +235,8 @@ pub struct Blocked {
 impl ModelRecord {
     /// Whether it holds a version in the serving child that has yet to prove itself.
     pub fn at_risk(&self) -> bool {
-        self.state == State::Activating || self.active.as_ref().is_some_and(|a| !a.trial_passed)
+        matches!(self.state, State::Shadowing | State::Activating)
+            || self.active.as_ref().is_some_and(|a| !a.trial_passed)
     }
 
     /// Digest of the order, when there is one.
@@ -245,6 +270,8 @@ impl Persistent {
             digest,
             self_tests: 0,
             activations: 0,
+            shadows: 0,
+            shadowed: false,
             attempt: 0,
             ram_bytes: 0,
         })

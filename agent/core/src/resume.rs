@@ -102,8 +102,13 @@ fn go_on(unit: &mut Unit, observed: &Observed, turn: &mut Turn) {
         // The rename may have been the last thing that happened.
         State::Verified | State::Staged if whole => self_test(unit, turn),
         // A load that was cut off was counted when it began; the next one is counted again.
-        State::Activating | State::SelfTested if whole => unit.enter(State::SelfTested, None),
-        State::Verified | State::Staged | State::SelfTested | State::Activating => wait(unit, turn),
+        // So was a shadow, which starts again.
+        State::Shadowing | State::Activating | State::SelfTested if whole => {
+            unit.enter(State::SelfTested, None);
+        }
+        State::Verified | State::Staged | State::SelfTested | State::Shadowing | State::Activating => {
+            wait(unit, turn);
+        }
         State::Probation
         | State::Idle
         | State::Active

@@ -7,6 +7,7 @@ use crate::outcome::{Effect, Refused};
 use crate::policy::{RELOADS, SERVE_DEADLINE_MS, Swap, Verdict, judge, swap};
 use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
+use crate::shadow;
 use crate::turn::{Turn, Unit};
 
 /// Starts the trial's clock, once. A version that returned by an order to roll back has had its trial.
@@ -58,6 +59,9 @@ fn pass(unit: &mut Unit, remark: Option<String>, turn: &mut Turn) {
 
 /// Returns to the previous version, or to none on a device that had none: what was found bad does not go on.
 pub(crate) fn roll_back(unit: &mut Unit, reason: &str, turn: &mut Turn) {
+    if unit.record.state == State::Shadowing {
+        shadow::interrupt(unit, turn); // what it is compared with goes
+    }
     let Some(bad) = unit.record.active.take() else {
         return;
     };
@@ -164,7 +168,10 @@ pub(crate) fn load_active(unit: &mut Unit, turn: &mut Turn) {
 /// Takes out of memory what the model holds there, when `wanted` does not fit beside it; says so. Until `wanted`
 /// serves, the model does not answer: that is the price of a device that cannot hold two.
 pub(crate) fn make_room(unit: &mut Unit, wanted: Digest, ram_bytes: u64, turn: &mut Turn) -> Option<String> {
-    let others: Vec<Digest> = unit.volatile.loaded.iter().copied().filter(|d| *d != wanted).collect();
+    if unit.volatile.loaded.contains(&wanted) {
+        return None; // its memory is taken already
+    }
+    let others: Vec<Digest> = unit.volatile.loaded.iter().copied().collect();
     let available = turn.ctx.ram_available_bytes?;
     if others.is_empty() || swap(ram_bytes, Some(available)) == Swap::Overlap {
         return None;
@@ -185,7 +192,7 @@ pub(crate) fn unload_others(unit: &mut Unit, turn: &mut Turn) {
     let Some(active) = unit.record.active.as_ref().map(|a| a.digest) else {
         return;
     };
-    let candidate = unit.record.ordered().filter(|_| unit.record.state == State::Activating);
+    let candidate = unit.record.ordered().filter(|_| unit.record.at_risk());
     let others: Vec<Digest> =
         unit.volatile.loaded.iter().copied().filter(|d| *d != active && Some(*d) != candidate).collect();
     for digest in others {

@@ -26,6 +26,8 @@ impl Unit {
         self.volatile.recheck_at = None;
         self.volatile.told = None;
         self.volatile.why = None;
+        self.volatile.comparing = None;
+        self.volatile.shadow_waits_since = None;
         if matches!(self.record.state, State::Fetching | State::Activating) {
             self.volatile.not_now_since = None;
         }
@@ -186,6 +188,7 @@ pub(crate) fn job_report(model: &ModelName, record: &ModelRecord, held: bool) ->
         State::Fetching | State::Verified => JobPhase::Fetching,
         State::Staged | State::SelfTested if held => JobPhase::Waiting,
         State::Staged | State::SelfTested => JobPhase::SelfTesting,
+        State::Shadowing => JobPhase::Shadowing,
         State::Activating => JobPhase::Activating,
         State::Probation => JobPhase::Probation,
         State::Active => JobPhase::Active,

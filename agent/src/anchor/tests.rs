@@ -7,7 +7,7 @@ use plimsoll_agent_core::record::{
     ModelRecord, Order, State, Tries,
 };
 use plimsoll_protocol::hours::{MAX_SPANS, MaintenanceHours};
-use plimsoll_protocol::wire::v1::{DesiredModel, UpdatePolicy};
+use plimsoll_protocol::wire::v1::{DesiredModel, ShadowPolicy, UpdatePolicy};
 use plimsoll_protocol::{Digest, ModelName};
 
 use super::frame::{FILE_BYTES, encode};
@@ -171,6 +171,12 @@ fn the_largest_record_that_the_core_can_make_fits() {
             tries: u32::MAX,
             lease_s: u32::MAX,
             hours: MaintenanceHours::parse(&["Mon,Tue,Wed,Thu,Fri,Sun 01:00-02:00"; MAX_SPANS]).unwrap(),
+            shadow: Some(ShadowPolicy {
+                seconds: u32::MAX,
+                sample_percent: u32::MAX,
+                min_rows: u32::MAX,
+                max_disagree_percent: Some(u32::MAX),
+            }),
         },
         rollback: false,
         blocked: vec![digest; MAX_ORDER_BLOCKED],
@@ -193,6 +199,8 @@ fn the_largest_record_that_the_core_can_make_fits() {
             digest,
             self_tests: u32::MAX,
             activations: u32::MAX,
+            shadows: u32::MAX,
+            shadowed: true,
             attempt: u64::MAX,
             ram_bytes: u64::MAX,
         };

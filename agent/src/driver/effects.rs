@@ -57,6 +57,12 @@ impl Driver {
             Effect::Serve { model, digest } => {
                 self.order(Order::Serve { model, digest, now_ms: self.clock.now_ms() });
             }
+            Effect::Shadow { model, digest, with, sample_percent, seed } => {
+                self.order(Order::Shadow { model, digest, with, sample_percent, seed });
+            }
+            Effect::EndShadow { model, digest } => {
+                self.order(Order::EndShadow { model, digest });
+            }
             Effect::Unload { model, digest } => {
                 self.order(Order::Unload { model, digest, now_ms: self.clock.now_ms() });
             }

@@ -139,6 +139,12 @@ impl Driver {
                 tracing::info!(model.name = %model, model.digest = %digest.short(), "model serves");
                 self.feed(Event::Of { model, digest, what: ModelEvent::Serving });
             }
+            Answer::Shadow { model, digest, totals } => {
+                self.feed(Event::Of { model, digest, what: ModelEvent::ShadowSample { totals } });
+            }
+            Answer::ShadowRefused { model, digest, reason } => {
+                self.feed(Event::Of { model, digest, what: ModelEvent::ShadowRefused { reason } });
+            }
             Answer::Window(report) => self.report_window(*report),
             Answer::WindowsClosed { .. } | Answer::Unloaded { .. } => {
                 let kept = self.core.record().slots();

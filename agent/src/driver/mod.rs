@@ -70,7 +70,7 @@ use work::Done;
 
 /// Events of one kind that may wait for the driver: a fetch, a self-test and a swap for each of 8 models.
 const MAILBOX: usize = 32;
-/// Statistics of the child while a version is on trial: a failing one is noticed within two seconds.
+/// Statistics of the child while a version is on trial or in shadow: a failing one is noticed within two seconds.
 const STATS_ON_TRIAL_MS: u64 = 2_000;
 /// Statistics otherwise; also the sign of life that [`child::SILENCE`] counts on, six times within it.
 const STATS_MS: u64 = 10_000;
@@ -285,8 +285,8 @@ impl Driver {
         if running != self.told {
             self.publish_birth();
         }
-        let on_trial = running.iter().any(|m| !m.trial_passed);
-        let period = if on_trial { STATS_ON_TRIAL_MS } else { STATS_MS };
+        let is_watched = running.iter().any(|m| !m.trial_passed) || self.core.is_shadowing();
+        let period = if is_watched { STATS_ON_TRIAL_MS } else { STATS_MS };
         self.statistics.change(period, self.clock.mono_ms());
         Some(after.refused)
     }

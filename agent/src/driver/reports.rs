@@ -51,6 +51,14 @@ impl Driver {
                 log(&event);
                 self.push(Up::Event, event);
             }
+            Report::Shadow(shadow) => {
+                tracing::info!(
+                    shadow.model = %shadow.model, shadow.version = %shadow.version, shadow.end = ?shadow.end,
+                    shadow.rows = shadow.totals.rows, shadow.differ = shadow.totals.differ,
+                    shadow.reason = shadow.reason.as_deref().unwrap_or_default(), "shadow"
+                );
+                self.push(Up::Shadow, shadow);
+            }
         }
     }
 

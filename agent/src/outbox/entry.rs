@@ -8,6 +8,9 @@ use plimsoll_protocol::wire::v1::Up;
 pub enum Class {
     /// Transitions and alarms.
     Event,
+    /// What candidates answered beside the version that runs: a few for each order. Before its progress, which may be
+    /// that it failed for this.
+    Shadow,
     /// Progress of orders.
     Job,
     /// Measurement windows: many, and the newest say most.
@@ -15,17 +18,18 @@ pub enum Class {
 }
 
 /// The rank of the last class.
-pub(super) const LAST_CLASS: u8 = 2;
+pub(super) const LAST_CLASS: u8 = 3;
 
 impl Class {
     /// All, most important first.
-    pub const ALL: [Self; 3] = [Self::Event, Self::Job, Self::Drift];
+    pub const ALL: [Self; 4] = [Self::Event, Self::Shadow, Self::Job, Self::Drift];
 
     /// The class of a kind of report; kinds that do not wait have none.
     pub const fn of(kind: Up) -> Option<Self> {
         match kind {
             Up::Event => Some(Self::Event),
             Up::Job => Some(Self::Job),
+            Up::Shadow => Some(Self::Shadow),
             Up::Drift => Some(Self::Drift),
             Up::State | Up::Health | Up::Batch | Up::Response => None,
         }
@@ -34,7 +38,8 @@ impl Class {
     pub(super) const fn rank(self) -> u8 {
         match self {
             Self::Event => 0,
-            Self::Job => 1,
+            Self::Shadow => 1,
+            Self::Job => 2,
             Self::Drift => LAST_CLASS,
         }
     }
@@ -43,6 +48,7 @@ impl Class {
         match self {
             Self::Event => Up::Event,
             Self::Job => Up::Job,
+            Self::Shadow => Up::Shadow,
             Self::Drift => Up::Drift,
         }
     }

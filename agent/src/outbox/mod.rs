@@ -1,7 +1,7 @@
 //! The outbox: reports wait here, durably, until the server says that it has committed them.
 //!
 //! One `redb` database (it survived 22 of 22 simulated power cuts). An entry's key sorts by class first, so events
-//! leave before progress reports and those before measurement windows, and within a class the oldest leaves first.
+//! leave before what shadows saw, that before progress reports, and those before measurement windows, and within a class the oldest leaves first.
 //! The outbox is bounded in bytes: room is made *before* a write, from the least important class, oldest first, and
 //! counted; so it works on a full disk as soon as it has reached its size once, and an error is an answer that stops
 //! nothing else.

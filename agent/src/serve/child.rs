@@ -1,7 +1,7 @@
 //! The child's control loop: orders in, answers out. Loads run on threads of their own, so that a slow one delays
 //! neither inference nor the next order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use tokio::task::JoinHandle;
 
 use super::bridge::{self, Bridge};
 use super::control::{Answer, Order, cut_reason};
-use super::hosted::{Hosted, on_own_thread};
+use super::hosted::{Hosted, OnFault, on_own_thread};
 use super::http::{self, Bounds, Endpoint, HoldAsked, Holds};
 use super::listen::{Listener, SocketAt};
+use super::shadow::Shadow;
 
 /// Niceness of a thread that loads a model: inference of the models that serve goes first (tensorflow/serving#1866:
 /// loading B lifted A's 99th percentile from 20 to 100 ms).
@@ -39,7 +40,10 @@ struct Child {
     endpoint: Arc<Endpoint>,
     answers: mpsc::Sender<Answer>,
     listening: Option<Listening>,
-    loading: BTreeSet<(ModelName, Digest)>,
+    /// Loads under way, and whether one is still wanted when it ends.
+    loading: BTreeMap<(ModelName, Digest), bool>,
+    /// Memory that bundles took when they were loaded, bytes.
+    took: BTreeMap<Digest, u64>,
     /// Finished loads come back here.
     loads: mpsc::Sender<Load>,
     nonce: u32,
@@ -70,6 +74,7 @@ struct Load {
     digest: Digest,
     started: Instant,
     result: Result<Hosted, String>,
+    took_bytes: u64,
 }
 
 /// Serves until the orders end or one says to drain. `nonce` is random for each life of the process.
@@ -81,7 +86,8 @@ pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>
         endpoint,
         answers,
         listening: None,
-        loading: BTreeSet::new(),
+        loading: BTreeMap::new(),
+        took: BTreeMap::new(),
         loads,
         nonce,
         holds,
@@ -133,6 +139,15 @@ impl Child {
                     self.fault(Some(model), Some(digest), why).await;
                 }
             }
+            Order::Shadow { model, digest, with, sample_percent, seed } => {
+                if let Err(reason) = self.shadow(&model, digest, with, sample_percent, seed) {
+                    let reason = cut_reason(reason);
+                    self.say(Answer::ShadowRefused { model, digest, reason }).await;
+                }
+            }
+            Order::EndShadow { model, .. } => {
+                self.endpoint.registry().set_shadow(&model, None);
+            }
             Order::Unload { model, digest, now_ms } => self.unload(model, digest, now_ms).await,
             Order::CloseWindows { now_ms } => {
                 let reports = self.endpoint.registry().close_windows(now_ms);
@@ -147,6 +162,7 @@ impl Child {
                 if let Some(reason) = hangs {
                     return self.say(Answer::Hangs { reason: cut_reason(reason) }).await;
                 }
+                self.tell_shadows().await;
                 let models = self.endpoint.registry().health();
                 self.say(Answer::Stats { models, rss_bytes: memory::rss_bytes() }).await;
             }
@@ -205,31 +221,23 @@ impl Child {
                 .say(Answer::Loaded { model, digest, rss_bytes: memory::rss_bytes(), load_ms: 0 })
                 .await;
         }
-        if !self.loading.insert((model.clone(), digest)) {
+        if self.loading.insert((model.clone(), digest), true).is_some() {
             return; // the load that runs will answer
         }
         let started = Instant::now();
-        let answers = self.answers.clone();
-        let fault_of = model.clone();
-        let on_fault = Box::new(move |reason: String| {
-            let fault = Answer::Fault {
-                model: Some(fault_of.clone()),
-                digest: Some(digest),
-                reason: cut_reason(reason),
-            };
-            // A driver that does not read loses this line, not its model; the failed request is counted anyway.
-            let _ = answers.try_send(fault);
-        });
+        let on_fault = self.on_fault(&model, digest);
         let expected = model.clone();
         let (done, result) = oneshot::channel();
         let work = move || {
             lower_priority();
+            let before = memory::rss_bytes();
             let loaded = Hosted::load(&dir, digest, next_window, on_fault).map_err(|e| e.to_string());
             let loaded = loaded.and_then(|hosted| match &hosted.manifest().model {
                 name if *name == expected => Ok(hosted),
                 name => Err(format!("the bundle is of model {name}, not {expected}")),
             });
-            let _ = done.send(loaded);
+            // What another load takes meanwhile is counted too: an upper bound, for people.
+            let _ = done.send((loaded, memory::rss_bytes().saturating_sub(before)));
         };
         if let Err(error) = on_own_thread("load", work) {
             self.loading.remove(&(model.clone(), digest));
@@ -239,17 +247,21 @@ impl Child {
         }
         let loads = self.loads.clone();
         tokio::spawn(async move {
-            let result = result.await.unwrap_or_else(|_| Err("the thread that loaded it panicked".into()));
-            let _ = loads.send(Load { model, digest, started, result }).await; // gone only when the child drains
+            let panicked = |_| (Err("the thread that loaded it panicked".into()), 0);
+            let (result, took_bytes) = result.await.unwrap_or_else(panicked);
+            let _ = loads.send(Load { model, digest, started, result, took_bytes }).await; // gone only when the child drains
         });
     }
 
     async fn finish_load(&mut self, load: Load) {
-        let Load { model, digest, started, result } = load;
-        self.loading.remove(&(model.clone(), digest));
+        let Load { model, digest, started, result, took_bytes } = load;
+        if self.loading.remove(&(model.clone(), digest)) == Some(false) {
+            return; // it was taken out before it was in
+        }
         let answer = match result {
             Ok(hosted) => {
                 self.endpoint.registry().add(hosted);
+                self.took.insert(digest, took_bytes);
                 let load_ms = started.elapsed().as_millis() as u64;
                 Answer::Loaded { model, digest, rss_bytes: memory::rss_bytes(), load_ms }
             }
@@ -258,7 +270,62 @@ impl Child {
         self.say(answer).await;
     }
 
+    /// A bundle's way to tell that it is broken beyond one request.
+    fn on_fault(&self, model: &ModelName, digest: Digest) -> OnFault {
+        let (answers, model) = (self.answers.clone(), model.clone());
+        Box::new(move |reason: String| {
+            let fault = Answer::Fault {
+                model: Some(model.clone()),
+                digest: Some(digest),
+                reason: cut_reason(reason),
+            };
+            // A driver that does not read loses this line, not its model; the failed request is counted anyway.
+            let _ = answers.try_send(fault);
+        })
+    }
+
+    /// Begins to compare a loaded candidate with what serves its model.
+    fn shadow(
+        &mut self,
+        model: &ModelName,
+        digest: Digest,
+        with: Digest,
+        sample_percent: u32,
+        seed: u64,
+    ) -> Result<(), String> {
+        let mut registry = self.endpoint.registry();
+        registry.set_shadow(model, None);
+        let candidate = registry.loaded(model, digest);
+        let candidate = candidate.ok_or_else(|| format!("the candidate {} is not loaded", digest.short()))?;
+        let current = registry.active(model.as_str()).filter(|current| current.digest() == with);
+        let current = current.ok_or_else(|| format!("{} does not serve {model}", with.short()))?;
+        drop(registry);
+        let took = self.took.get(&digest).copied().unwrap_or(0);
+        let fault = self.on_fault(model, digest);
+        let shadow = Shadow::start(current, &candidate, sample_percent, seed, took, fault)?;
+        tracing::info!(%model, digest = %digest.short(), with = %with.short(), sample_percent, "shadow begins");
+        self.endpoint.registry().set_shadow(model, Some(shadow));
+        Ok(())
+    }
+
+    async fn tell_shadows(&self) {
+        let told = |(model, shadow): (&ModelName, &Shadow)| {
+            (model.clone(), shadow.candidate(), shadow.stuck(), shadow.totals())
+        };
+        let shadows: Vec<_> = self.endpoint.registry().shadows().map(told).collect();
+        for (model, digest, stuck, totals) in shadows {
+            match stuck {
+                Some(why) => self.fault(Some(model), Some(digest), why).await,
+                None => self.say(Answer::Shadow { model, digest, totals }).await,
+            }
+        }
+    }
+
     async fn unload(&mut self, model: ModelName, digest: Digest, now: UnixMillis) {
+        if let Some(wanted) = self.loading.get_mut(&(model.clone(), digest)) {
+            *wanted = false;
+        }
+        self.took.remove(&digest);
         let retired = self.endpoint.registry().remove(&model, digest);
         let answers = self.answers.clone();
         // Beside the loop: its running requests may take as long as their limit.

@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
+use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth, ShadowTotals};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +70,29 @@ pub enum Order {
         digest: Digest,
         /// When its first measurement window opens.
         now_ms: UnixMillis,
+    },
+    /// Asks a loaded bundle, too, what the bundle that serves its model is asked, for a share of the requests, and
+    /// compares the answers; nobody gets the candidate's. Every [`Order::Stats`] is answered by [`Answer::Shadow`]
+    /// from then on. Answered by [`Answer::ShadowRefused`] when the two cannot be compared. Ends when either leaves
+    /// memory, or when the candidate serves.
+    Shadow {
+        /// Model.
+        model: ModelName,
+        /// The candidate.
+        digest: Digest,
+        /// What serves the model.
+        with: Digest,
+        /// Share of the requests, 1 to 100.
+        sample_percent: u32,
+        /// Which ones.
+        seed: u64,
+    },
+    /// Compares no more; the candidate stays loaded. No answer.
+    EndShadow {
+        /// Model.
+        model: ModelName,
+        /// The candidate.
+        digest: Digest,
     },
     /// Drops a bundle from memory, after its running requests. Its open window is closed and sent first. Answered
     /// by [`Answer::Unloaded`], also when it was not loaded.
@@ -165,6 +188,24 @@ pub enum Answer {
         models: Vec<ModelHealth>,
         /// Resident memory of the child.
         rss_bytes: u64,
+    },
+    /// What a shadow has compared since it began.
+    Shadow {
+        /// Model.
+        model: ModelName,
+        /// The candidate.
+        digest: Digest,
+        /// Rows, differences, times.
+        totals: ShadowTotals,
+    },
+    /// The two cannot be compared.
+    ShadowRefused {
+        /// Model.
+        model: ModelName,
+        /// The candidate.
+        digest: Digest,
+        /// Why, at most [`MAX_REASON`] bytes.
+        reason: String,
     },
     /// Something went wrong with a model or an order; the child goes on.
     Fault {

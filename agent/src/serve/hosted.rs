@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use super::drift::{self, Drift, Rows};
 use super::latency::Latencies;
+use super::shadow::Tap;
 use super::truth::{Answers, LabelError, Outcome};
 
 /// After so many of its limits a run is taken for one that never ends: with the default of 5 s after 20 s. A run that
@@ -65,6 +66,8 @@ pub struct Hosted {
     /// As it is written in every answer.
     version: String,
     runs: Runs,
+    /// Kept for a shadow; `None` where another process runs it.
+    model: Option<Arc<Model>>,
     values: Arc<ValueCheck>,
     queue: SyncSender<Job>,
     account: Account,
@@ -161,6 +164,8 @@ struct Ledger {
     running: Mutex<Option<Instant>>,
     latencies: Mutex<Latencies>,
     drift: Mutex<Option<Drift>>,
+    /// Where a shadow takes its sample of what is asked and answered.
+    tap: Mutex<Option<Arc<Tap>>>,
 }
 
 /// What is left of a bundle that takes no more requests.
@@ -217,13 +222,13 @@ impl Hosted {
         on_fault: OnFault,
     ) -> Result<Self, RuntimeError> {
         let values = Arc::new(ValueCheck::of(&manifest));
-        let manifest = Arc::new(manifest);
+        let (manifest, model) = (Arc::new(manifest), model.map(Arc::new));
         let ledger = Arc::new(Ledger::of(&manifest, drift));
         let version = manifest.version.to_string();
         let (queue, jobs) = sync_channel(manifest.limits.queue as usize);
         let (alive, ended) = oneshot::channel();
         let worker = Worker {
-            model,
+            model: model.clone(),
             values: values.clone(),
             featurizer,
             ledger: ledger.clone(),
@@ -232,7 +237,7 @@ impl Hosted {
         };
         on_own_thread(&format!("infer-{}", manifest.model), move || worker.run(jobs))?;
         let account = Account { manifest, digest, ledger };
-        Ok(Self { version, runs, values, queue, account, ended: Mutex::new(Some(ended)) })
+        Ok(Self { version, runs, model, values, queue, account, ended: Mutex::new(Some(ended)) })
     }
 
     /// Of the bundle.
@@ -361,6 +366,16 @@ impl Hosted {
         if let Some(drift) = lock(&self.account.ledger.drift).as_mut() {
             drift.answered(failed);
         }
+    }
+
+    /// The model itself, for a shadow, which asks it beside the queue; `None` where another process runs it.
+    pub fn model(&self) -> Option<Arc<Model>> {
+        self.model.clone()
+    }
+
+    /// Lets a shadow have a sample of what is asked and answered from now on; or no longer.
+    pub fn tap(&self, tap: Option<Arc<Tap>>) {
+        *lock(&self.account.ledger.tap) = tap;
     }
 
     /// Opens its measurement window, unless one is open.
@@ -538,6 +553,7 @@ impl Ledger {
             truth: Mutex::default(),
             answers: Mutex::new(Answers::of(manifest)),
             latencies: Mutex::default(),
+            tap: Mutex::new(None),
             drift: Mutex::new(drift),
         }
     }
@@ -578,7 +594,7 @@ fn measured(
 
 struct Worker {
     /// `None` when an engine elsewhere runs it: then there is only something to measure.
-    model: Option<Model>,
+    model: Option<Arc<Model>>,
     values: Arc<ValueCheck>,
     featurizer: Option<Featurizer>,
     ledger: Arc<Ledger>,
@@ -599,23 +615,27 @@ impl Worker {
             if job.reply.is_closed() {
                 continue; // the caller gave up while this waited
             }
-            let asked = self.featurizer.as_ref().map(|_| job.inputs.clone());
             let rows = job.inputs.first().map_or(1, Tensor::rows);
+            let tap = lock(&self.ledger.tap).clone().filter(|tap| tap.wants(rows));
+            let asked = (self.featurizer.is_some() || tap.is_some()).then(|| job.inputs.clone());
             let started = Instant::now();
             let lost = || RuntimeError::Run("this process holds no model of it".into()); // never asked: see `infer`
             *lock(&self.ledger.running) = Some(started);
             let result =
                 self.model.as_ref().ok_or_else(lost).and_then(|model| model.infer(job.inputs)).map(Arc::new);
             *lock(&self.ledger.running) = None;
-            self.ledger.ran(rows, started.saturating_duration_since(job.queued), started.elapsed());
+            let took = started.elapsed();
+            self.ledger.ran(rows, started.saturating_duration_since(job.queued), took);
             if let Err(RuntimeError::Panicked { .. }) = &result {
                 let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
                 (self.on_fault)(why);
             }
             let answered = result.as_ref().ok().cloned();
             let _ = job.reply.send(result); // nobody waits any more: the timeout is counted by whoever did
-            if let (Some(inputs), Some(outputs)) = (asked, answered) {
-                self.measure(&inputs, Some(&outputs));
+            let (Some(inputs), Some(outputs)) = (asked, answered) else { continue };
+            self.measure(&inputs, Some(&outputs));
+            if let Some(tap) = tap {
+                tap.offer(inputs, rows, outputs, took);
             }
         }
     }

@@ -20,6 +20,7 @@ pub mod oip;
 pub mod registry;
 pub mod rows;
 pub mod run;
+pub mod shadow;
 mod stdio;
 pub mod truth;
 

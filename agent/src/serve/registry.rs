@@ -8,6 +8,7 @@ use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 
 use super::hosted::{Account, Hosted, Retired};
+use super::shadow::Shadow;
 
 /// Bundles of a model that are out of memory and whose answers may still get a label: the one before, and the one that
 /// was tried and went.
@@ -22,6 +23,8 @@ pub struct Registry {
     loaded: BTreeMap<(ModelName, Digest), Arc<Hosted>>,
     served: BTreeMap<(ModelName, semver::Version), Arc<Hosted>>,
     active: BTreeMap<ModelName, Arc<Hosted>>,
+    /// Candidates that are compared with what answers for their model.
+    shadows: BTreeMap<ModelName, Shadow>,
     /// Models that are to serve; `None` until somebody said which.
     expected: Option<BTreeSet<ModelName>>,
     /// The newest last.
@@ -57,9 +60,27 @@ impl Registry {
         self.loaded.contains_key(&(model.clone(), digest))
     }
 
+    /// A bundle in memory, whether it answers or not.
+    pub fn loaded(&self, model: &ModelName, digest: Digest) -> Option<Arc<Hosted>> {
+        self.loaded.get(&(model.clone(), digest)).cloned()
+    }
+
+    /// Compares a candidate with what answers for its model, instead of the one before; `None` compares no more. Ends by
+    /// itself when either leaves memory or the candidate serves.
+    pub fn set_shadow(&mut self, model: &ModelName, shadow: Option<Shadow>) {
+        self.shadows.remove(model);
+        self.shadows.extend(shadow.map(|shadow| (model.clone(), shadow)));
+    }
+
+    /// Candidates that are compared, sorted by model.
+    pub fn shadows(&self) -> impl Iterator<Item = (&ModelName, &Shadow)> {
+        self.shadows.iter()
+    }
+
     /// Lets a loaded bundle answer for its model; false when it is not loaded. Its measurement window opens.
     pub fn serve(&mut self, model: &ModelName, digest: Digest, now: UnixMillis) -> bool {
         let Some(hosted) = self.loaded.get(&(model.clone(), digest)) else { return false };
+        self.shadows.retain(|_, shadow| shadow.candidate() != digest);
         hosted.open_window(now);
         self.now = now;
         self.served.insert((model.clone(), hosted.manifest().version.clone()), hosted.clone());
@@ -69,6 +90,7 @@ impl Registry {
 
     /// Takes a bundle out; if it answered for its model, nothing does now.
     pub fn remove(&mut self, model: &ModelName, digest: Digest) -> Option<Retired> {
+        self.shadows.retain(|name, shadow| name != model || !shadow.concerns(digest));
         if self.active.get(model).is_some_and(|h| h.digest() == digest) {
             self.active.remove(model);
             self.expected.iter_mut().for_each(|expected| _ = expected.remove(model));

@@ -5,4 +5,5 @@ mod endpoint;
 mod protocol;
 mod quality;
 mod refusals;
+mod shadow;
 mod support;

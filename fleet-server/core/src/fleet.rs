@@ -14,6 +14,7 @@ use crate::evidence::{self, Outputs};
 use crate::planner::{self, Plan};
 use crate::rollout::{Bundle, Rollout};
 use crate::selector::{Attributes, Selector, SelectorError};
+use crate::shadow::{self, ShadowView};
 use crate::view::{DeviceView, FleetView, JobView, Now, Revoked, Running};
 
 /// Most blocked versions that a desired document lists for one model: the newest; 16 x 64 digits is 1 KiB.
@@ -30,6 +31,8 @@ pub struct Facts {
     pub running: BTreeMap<ModelName, Running>,
     /// The newest job report for each model and digest; at least for the last order of each model.
     pub jobs: BTreeMap<ModelName, Vec<JobView>>,
+    /// What candidates answered in shadow, by model: the newest report of each digest.
+    pub shadows: BTreeMap<ModelName, Vec<ShadowView>>,
     /// What its models answered lately. Shared with who keeps it: facts are gathered at every tick.
     pub outputs: Arc<Outputs>,
 }
@@ -94,7 +97,8 @@ pub fn view(
     };
     let seen: BTreeMap<DeviceId, DeviceView> = devices.iter().map(one).collect();
     let outputs = evidence::weigh(rollout, &seen, |device| devices.get(device).map(|f| &*f.outputs));
-    Ok(FleetView { devices: seen, readings: Vec::new(), outputs, revoked: revoked.clone() })
+    let shadow = shadow::weigh(rollout, |device| devices.get(device)?.shadows.get(model).map(Vec::as_slice));
+    Ok(FleetView { devices: seen, readings: Vec::new(), shadow, outputs, revoked: revoked.clone() })
 }
 
 fn of_model<'a>(rollouts: &'a [Rollout], model: &'a ModelName) -> impl Iterator<Item = &'a Rollout> {

@@ -3,7 +3,7 @@
 //! Two shares are judged, failed and silent, each against the limit of the spec. Three answers are possible:
 //!
 //! - **breach**: the devices prove, at the confidence of the spec, that the share of the whole fleet would lie above
-//!   the limit. The proof may be looked at on every tick (`stats`), and the two gates share the error
+//!   the limit. The proof may be looked at on every tick ([`share`]), and the gates share the error
 //!   budget equally. "2 % of 20" as a plain comparison would stop a healthy fleet with 1 % failures one time in
 //!   five; the proof does so less than one time in a hundred.
 //! - **doubt**: no proof, but an answer this bad had a chance below 5 % on a version at the limit. A person decides
@@ -20,10 +20,9 @@
 //! "5 of 5". Devices that were never reached, that cannot run it, or that left the fleet count nowhere.
 
 use plimsoll_protocol::api::GateSpec;
+use plimsoll_protocol::share;
 
-use crate::stats;
-
-/// Gates that share the error budget.
+/// Gates that always share the error budget; a gate on shadows takes its share when a rollout has one.
 pub const GATES: f64 = 2.0;
 /// Below this chance at the limit, a person is asked: one healthy rollout in twenty at the limit itself; at half the
 /// limit (1 % against 2 %) about one in fifty for two canaries, one in six hundred for fifty.
@@ -165,9 +164,9 @@ impl Share {
         let alpha = budget(gate);
         let n = self.of + tally.under_way;
         if (settled || self.of >= u64::from(gate.min_sample))
-            && stats::evidence_above(limit, self.bad, n) >= 1.0 / alpha
+            && share::evidence_above(limit, self.bad, n) >= 1.0 / alpha
         {
-            let bound = stats::lower_bound(self.bad, n, alpha);
+            let bound = share::lower_bound(self.bad, n, alpha);
             let even_if = match tally.under_way {
                 0 => String::new(),
                 n => format!(" (the {n} still under way counted as good)"),
@@ -180,7 +179,7 @@ impl Share {
             );
             return (Verdict::Breach, text);
         }
-        let chance = stats::tail(limit, self.bad, n);
+        let chance = share::tail(limit, self.bad, n);
         if chance < DOUBT {
             let text = format!(
                 "{counted}; a version at the limit of {} does so with a chance of {}: too few devices for proof, \
@@ -196,12 +195,13 @@ impl Share {
 
 /// Error probability of one gate.
 pub(crate) fn budget(gate: &GateSpec) -> f64 {
-    (1.0 - gate.confidence) / GATES
+    let shadow = if gate.max_shadow_disagree_percent.is_some() { 1.0 } else { 0.0 };
+    (1.0 - gate.confidence) / (GATES + shadow)
 }
 
 /// Fewest bad devices among `n` that breach a limit; `None` when even all would not.
 pub(crate) fn fewest_to_breach(limit_percent: f64, n: u64, alpha: f64) -> Option<u64> {
-    let breaches = |bad: u64| stats::evidence_above(limit_percent / 100.0, bad, n) >= 1.0 / alpha;
+    let breaches = |bad: u64| share::evidence_above(limit_percent / 100.0, bad, n) >= 1.0 / alpha;
     if n == 0 || !breaches(n) {
         return None;
     }
@@ -319,8 +319,8 @@ mod tests {
     fn fewest_to_breach_is_the_edge() {
         for n in [2, 3, 10, 50, 500] {
             let fewest = fewest_to_breach(2.0, n, 0.005).unwrap();
-            assert!(stats::evidence_above(0.02, fewest, n) >= 200.0);
-            assert!(stats::evidence_above(0.02, fewest - 1, n) < 200.0);
+            assert!(share::evidence_above(0.02, fewest, n) >= 200.0);
+            assert!(share::evidence_above(0.02, fewest - 1, n) < 200.0);
         }
         assert_eq!(fewest_to_breach(50.0, 3, 0.005), None);
     }

@@ -15,6 +15,7 @@
 //! | [`outcome`] | what became of an order on one device? |
 //! | [`gate`] | is it well with those that have it? |
 //! | [`evidence`] | does it answer as surely as the version before did? |
+//! | [`shadow`] | does it answer otherwise than the version before, on the same requests? |
 //! | [`planner`] | who is next? |
 //! | [`act`] | what may a person do to a rollout? |
 //! | [`summary`] | where does it stand, in words? |
@@ -29,8 +30,8 @@ pub mod outcome;
 pub mod planner;
 pub mod rollout;
 pub mod selector;
+pub mod shadow;
 pub mod spec;
-mod stats;
 pub mod summary;
 pub mod view;
 

@@ -115,6 +115,10 @@ fn without_answer(state: &RolloutState, member: &Member, seen: &DeviceView, now:
     let allowed_ms = match phase {
         Some(JobPhase::Waiting) if seen.online => return Outcome::UnderWay { phase, until_ms: None },
         Some(JobPhase::Probation) => silent_ms + i64::from(state.spec.policy.trial_s) * 1_000,
+        Some(JobPhase::Shadowing) => {
+            let shadow_s = state.spec.policy.shadow.as_ref().map_or(0, |p| p.seconds);
+            silent_ms * ALIVE_FACTOR + i64::from(shadow_s) * 1_000
+        }
         Some(_) if seen.online => silent_ms * ALIVE_FACTOR,
         _ => silent_ms,
     };

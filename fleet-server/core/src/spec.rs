@@ -5,6 +5,7 @@
 //! worse than one without a guard.
 
 use plimsoll_protocol::api::{RolloutSpec, StageSpec};
+use plimsoll_protocol::wire::v1::MAX_SHADOW_S;
 
 use crate::gate;
 use crate::selector::{Selector, SelectorError};
@@ -287,6 +288,7 @@ fn check_numbers(spec: &RolloutSpec) -> Result<(), SpecError> {
             return Err(range(field, value, "0 to 50 percent are allowed"));
         }
     }
+    check_shadow(spec)?;
     if !(0.5..=0.999_999).contains(&gate.confidence) {
         return Err(range("gate.confidence", gate.confidence, "0.5 to 0.999999 are allowed; 0.99 is usual"));
     }
@@ -314,6 +316,37 @@ fn check_numbers(spec: &RolloutSpec) -> Result<(), SpecError> {
     }
     if spec.policy.tries == 0 {
         return Err(range("policy.tries", 0, "at least one try, or no device ever takes the version"));
+    }
+    Ok(())
+}
+
+fn check_shadow(spec: &RolloutSpec) -> Result<(), SpecError> {
+    let limit = spec.gate.max_shadow_disagree_percent;
+    let Some(shadow) = &spec.policy.shadow else {
+        let allowed = "it needs a shadow (policy.shadow, or --shadow 20m): without one nothing is compared";
+        return limit.map_or(Ok(()), |l| Err(range("gate.max_shadow_disagree_percent", l, allowed)));
+    };
+    if limit.is_some_and(|limit| !(0.0..=MAX_LIMIT_PERCENT).contains(&limit)) {
+        let allowed = "0 to 50 percent are allowed";
+        return Err(range("gate.max_shadow_disagree_percent", limit.unwrap_or_default(), allowed));
+    }
+    if shadow.max_disagree_percent.is_some_and(|limit| f64::from(limit) > MAX_LIMIT_PERCENT) {
+        let limit = shadow.max_disagree_percent.unwrap_or_default();
+        return Err(range("policy.shadow.max_disagree_percent", limit, "0 to 50 percent are allowed"));
+    }
+    if !(1..=MAX_SHADOW_S).contains(&shadow.seconds) {
+        return Err(range(
+            "policy.shadow.seconds",
+            shadow.seconds,
+            "a second to 7 days (604800) are allowed",
+        ));
+    }
+    if !(1..=100).contains(&shadow.sample_percent) {
+        let allowed = "1 to 100 percent of the requests are allowed";
+        return Err(range("policy.shadow.sample_percent", shadow.sample_percent, allowed));
+    }
+    if shadow.min_rows == 0 {
+        return Err(range("policy.shadow.min_rows", 0, "at least one row, or there is nothing to compare"));
     }
     Ok(())
 }

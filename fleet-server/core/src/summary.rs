@@ -140,6 +140,7 @@ fn under_way(
         Some(JobPhase::Waiting) => "waits",
         Some(JobPhase::Fetching) => "fetches",
         Some(JobPhase::SelfTesting) => "tests itself",
+        Some(JobPhase::Shadowing) => "is compared with the running version",
         Some(JobPhase::Activating) => "takes over",
         Some(JobPhase::Probation) => "is on trial",
         Some(_) => "works on it",

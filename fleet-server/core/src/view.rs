@@ -9,6 +9,7 @@ use plimsoll_protocol::{DeviceId, Digest, UnixMillis};
 use crate::evidence::Weighed;
 use crate::gate::Reading;
 use crate::rollout::Bundle;
+use crate::shadow;
 
 /// The instant of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct FleetView {
     /// Judgements of evidence beyond answers (drift, failed requests, accuracy), made outside of the planner and
     /// weighed with its own.
     pub readings: Vec<Reading>,
+    /// What the version answered in shadow; `None` when nobody has reported.
+    pub shadow: Option<shadow::Weighed>,
     /// What the version answers beside the one before; `None` when the gate is off or nobody has the version yet.
     pub outputs: Option<Weighed>,
     /// Versions whose signatures were withdrawn: no device may be sent to one of them.

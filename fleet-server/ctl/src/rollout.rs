@@ -7,9 +7,11 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use plimsoll_protocol::api::{
-    DeviceOutputs, OutputEvidence, RolloutAction, RolloutInfo, RolloutStatus, StageInfo,
+    DeviceOutputs, DeviceShadow, OutputEvidence, RolloutAction, RolloutInfo, RolloutStatus, ShadowEvidence,
+    StageInfo,
 };
 use plimsoll_protocol::ids::RolloutId;
+use plimsoll_protocol::wire::v1::ShadowEnd;
 
 use crate::api::Api;
 use crate::failure::Refused;
@@ -146,12 +148,54 @@ fn describe(info: &RolloutInfo) -> String {
             &["STAGE", "STATE", "DEVICES", "WELL", "FAILED", "SILENT", "BUSY", "CANNOT", "WAITS FOR"],
             &rows
         ),
-    ) + &info.evidence.as_ref().map(evidence).unwrap_or_default()
+    ) + &info.shadow.as_ref().map(shadow).unwrap_or_default()
+        + &info.evidence.as_ref().map(evidence).unwrap_or_default()
         + &accuracy(&info.accuracy)
 }
 
 fn accuracy(words: &str) -> String {
     if words.is_empty() { String::new() } else { format!("\n\nAccuracy, by labels that came later: {words}") }
+}
+
+/// What the version answered in shadow, device by device.
+fn shadow(evidence: &ShadowEvidence) -> String {
+    let ms = |us: u64| format!("{:.1}", us as f64 / 1e3);
+    let row = |d: &DeviceShadow| {
+        let t = &d.totals;
+        let state = match d.end {
+            ShadowEnd::Open => "compares",
+            ShadowEnd::Agreed => "ended well",
+            ShadowEnd::Few => "saw little",
+            ShadowEnd::Differs => "differs",
+            ShadowEnd::Broke => "broke",
+            ShadowEnd::Skipped => "not held",
+        };
+        let current = d.current.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        let counts = [t.rows, t.differ, t.failed, t.skipped].map(|n| n.to_string());
+        let apart = t.distance.map_or_else(|| "-".to_owned(), |d| format!("{:.3}", d.relative));
+        let mut cells = vec![d.device.to_string(), current, state.to_owned()];
+        cells.extend(counts);
+        cells.extend([apart, ms(t.current_p50_us), ms(t.candidate_p50_us)]);
+        cells.push((t.memory_bytes / (1024 * 1024)).to_string());
+        cells.push(d.reason.clone().unwrap_or_default());
+        cells
+    };
+    let rows: Vec<_> = evidence.devices.iter().map(row).collect();
+    let head = [
+        "DEVICE",
+        "BESIDE",
+        "SHADOW",
+        "ROWS",
+        "DIFFER",
+        "FAILED",
+        "SKIPPED",
+        "APART (SD)",
+        "P50 BEFORE (MS)",
+        "P50 (MS)",
+        "MEMORY (MIB)",
+        "WHY",
+    ];
+    format!("\n\nShadow: {}\n\n{}", evidence.text, table(&head, &rows))
 }
 
 /// The answers of both versions, device by device.
@@ -241,6 +285,28 @@ mod tests {
             |name: &str| text.lines().find(|l| l.starts_with(name)).map(str::split_whitespace).unwrap();
         assert_eq!(line("camera-4").collect::<Vec<_>>(), ["camera-4", "yes", "0.97", "120", "0.23", "95"]);
         assert_eq!(line("camera-1").collect::<Vec<_>>(), ["camera-1", "no", "0.97", "120", "-", "95"]);
+    }
+
+    #[test]
+    fn a_shadow_is_told_device_by_device() {
+        let shadow = serde_json::json!({
+            "text": "in shadow on 1 device 60 of 120 answers differ from those of 1.0.0", "rows": 120, "differ": 60,
+            "devices": [{
+                "device": "camera-4", "current": "1.0.0", "end": "differs", "reason": "60 of 120",
+                "totals": { "rows": 120, "differ": 60, "failed": 1, "skipped": 3, "current_p50_us": 1500,
+                            "current_p99_us": 2000, "candidate_p50_us": 1600, "candidate_p99_us": 2100,
+                            "memory_bytes": 7_340_032, "distance": { "mean": 0.1, "max": 1.0, "relative": 0.25 } }
+            }]
+        });
+        let shadow = serde_json::from_value(shadow).unwrap();
+        let text = describe(&RolloutInfo { shadow: Some(shadow), ..info("rolled_back") });
+        assert!(text.contains("\n\nShadow: in shadow on 1 device 60 of 120"), "{text}");
+        let line = text.lines().find(|l| l.starts_with("camera-4")).unwrap();
+        let cells: Vec<&str> = line.split_whitespace().take(11).collect();
+        assert_eq!(
+            cells,
+            ["camera-4", "1.0.0", "differs", "120", "60", "1", "3", "0.250", "1.5", "1.6", "7"]
+        );
     }
 
     #[test]

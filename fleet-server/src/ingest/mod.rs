@@ -121,6 +121,9 @@ impl Ingest {
             Change::Job(job) => self.app.fleet.update(device, |d| {
                 d.jobs.insert((job.report.model.clone(), job.report.digest), *job);
             }),
+            Change::Shadow(shadow) => self.app.fleet.update(device, |d| {
+                d.shadows.insert((shadow.report.model.clone(), shadow.report.candidate), *shadow);
+            }),
             Change::Event(_) | Change::Nothing => return false,
         }
         true

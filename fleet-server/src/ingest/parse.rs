@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use plimsoll_protocol::wire::v1::{
-    BatchEntry, DriftReport, Envelope, Event, Health, JobReport, MAX_REPORT_BYTES, State, Up,
+    BatchEntry, DriftReport, Envelope, Event, Health, JobReport, MAX_REPORT_BYTES, ShadowReport, State, Up,
 };
 use plimsoll_protocol::{DeviceId, DeviceIdentity, UnixMillis};
 use serde::de::DeserializeOwned;
@@ -81,7 +81,7 @@ fn one(parsed: &mut Parsed, message: &Inbound, now: UnixMillis) -> Result<(), St
             let envelope: Envelope<Health> = read(bytes)?;
             parsed.health.push((device.clone(), envelope.body));
         }
-        Up::Drift | Up::Event | Up::Job => {
+        Up::Drift | Up::Event | Up::Job | Up::Shadow => {
             if bytes.len() > MAX_REPORT_BYTES {
                 return Err(format!("it has {} bytes; a report has at most {MAX_REPORT_BYTES}", bytes.len()));
             }
@@ -147,13 +147,14 @@ fn counted(
     let body = match kind {
         "drift" => ReportBody::Drift(Box::new(body::<DriftReport>(&report)?)),
         "job" => ReportBody::Job(Box::new(body::<JobReport>(&report)?)),
+        "shadow" => ReportBody::Shadow(Box::new(body::<ShadowReport>(&report)?)),
         "event" => {
             let mut event = body::<Event>(&report)?;
             event.code = cut(&event.code, MAX_CODE);
             event.text = cut(&event.text, MAX_TEXT);
             ReportBody::Event(event)
         }
-        other => return Err(format!("kind {other:?} is none of drift, job, event")),
+        other => return Err(format!("kind {other:?} is none of drift, job, shadow, event")),
     };
     Ok(write(device, report, now, |_| body))
 }
@@ -277,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_on_any_topic_are_read_or_set_aside(bytes: Vec<u8>, kind in 0usize..7) {
+        fn any_bytes_on_any_topic_are_read_or_set_aside(bytes: Vec<u8>, kind in 0..Up::ALL.len()) {
             let parsed = batch(&[message(Up::ALL[kind], bytes)], 0);
             prop_assert!(parsed.reports.len() + parsed.health.len() + parsed.poison.len() >= 1);
         }

@@ -188,6 +188,22 @@ pub async fn an_older_job_report_does_not_win(store: &dyn Store) {
     assert_eq!(jobs[0].report.phase, JobPhase::Active);
 }
 
+pub async fn the_newest_shadow_report_of_a_candidate_is_kept(store: &dyn Store) {
+    let shadow = |rows| {
+        let report = serde_json::json!({
+            "generation": 1, "rollout": "r1", "model": "m", "version": "1.1.0", "candidate": Digest::of(b"m"),
+            "end": "open", "totals": { "rows": rows, "differ": 1, "failed": 0, "skipped": 0, "current_p50_us": 1,
+            "current_p99_us": 1, "candidate_p50_us": 1, "candidate_p99_us": 1, "memory_bytes": 1 },
+        });
+        ReportBody::Shadow(Box::new(serde_json::from_value(report).unwrap()))
+    };
+    let outcomes = store.commit_reports(vec![report("a", 9, shadow(200))]).await.unwrap();
+    assert!(matches!(&outcomes[..], [Outcome::Fresh(Change::Shadow(s))] if s.report.totals.rows == 200));
+    store.commit_reports(vec![report("a", 3, shadow(100)), report("b", 3, shadow(7))]).await.unwrap();
+    let rows: Vec<u64> = store.shadows().await.unwrap().iter().map(|s| s.report.totals.rows).collect();
+    assert_eq!(rows, [200, 7], "one a device and candidate, the newest by number");
+}
+
 pub async fn a_stale_will_does_not_put_a_device_offline(store: &dyn Store) {
     let online = |conn| report("a", 0, ReportBody::Online(Box::new(birth(1, conn)), "p".into()));
     let will = |conn| report("a", 0, ReportBody::Offline { boot: 1, conn, payload: "w".into() });
@@ -331,6 +347,7 @@ mod embedded {
         a_join_token_is_for_its_names_until_it_is_revoked,
         a_report_is_counted_once,
         an_older_job_report_does_not_win,
+        the_newest_shadow_report_of_a_candidate_is_kept,
         a_stale_will_does_not_put_a_device_offline,
         of_two_planners_one_wins,
         a_rollout_comes_back_with_its_members_and_its_history,

@@ -49,6 +49,8 @@ pub trait Devices {
     fn states(&self) -> Reply<'_, Vec<(DeviceId, StateRecord)>>;
     /// Last report of every order, of all devices.
     fn jobs(&self) -> Reply<'_, Vec<JobRecord>>;
+    /// Last report about each candidate in shadow, of all devices.
+    fn shadows(&self) -> Reply<'_, Vec<ShadowRecord>>;
 }
 
 /// Tokens of people and of devices to be. Only hashes of secrets are stored.

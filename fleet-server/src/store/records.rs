@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use plimsoll_fleet_core::{Member, RolloutState};
 use plimsoll_protocol::api::{Decision, Role};
 use plimsoll_protocol::ids::RolloutId;
-use plimsoll_protocol::wire::v1::{Birth, Desired, DriftReport, Event, JobReport, Severity};
+use plimsoll_protocol::wire::v1::{Birth, Desired, DriftReport, Event, JobReport, Severity, ShadowReport};
 use plimsoll_protocol::{DeviceId, Digest, Incarnation, ModelName, UnixMillis};
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +237,21 @@ pub struct JobRecord {
     pub order: (u64, u64),
 }
 
+/// Last report of a device about what a candidate answered in shadow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShadowRecord {
+    /// Device.
+    pub device: DeviceId,
+    /// The report.
+    pub report: ShadowReport,
+    /// Server time.
+    pub at_ms: UnixMillis,
+    /// Which report this is, so that an older one that arrives later does not win.
+    pub inc: Incarnation,
+    /// Boot and sequence of the report.
+    pub order: (u64, u64),
+}
+
 /// A drift window as received.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DriftRecord {
@@ -283,6 +298,8 @@ pub enum ReportBody {
     Event(Event),
     /// A closed window.
     Drift(Box<DriftReport>),
+    /// What a candidate answered in shadow.
+    Shadow(Box<ShadowReport>),
     /// Nothing to keep; its number is remembered so that ranges stay whole.
     Seen,
 }
@@ -303,6 +320,8 @@ pub enum Change {
     State(Box<StateRecord>),
     /// Where an order stands.
     Job(Box<JobRecord>),
+    /// What a candidate answered in shadow.
+    Shadow(Box<ShadowRecord>),
     /// A new event, with its number.
     Event(u64),
     /// Nothing that others keep in memory.

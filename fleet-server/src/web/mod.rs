@@ -25,6 +25,7 @@ mod histogram;
 mod layout;
 mod models;
 mod rollout;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod words;

@@ -17,6 +17,7 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
         p class="crumbs" { a href="/#rollouts" { "Rollouts" } " / " (page.rollout.id) }
         h1 class="hidden" { "Rollout " (page.rollout.id) }
         (card(page.rollout, page.now_ms, false))
+        @if let Some(shadow) = &page.rollout.shadow { (super::shadow::section(shadow)) }
         @if let Some(evidence) = &page.rollout.evidence { (self::evidence(evidence)) }
         @if !page.rollout.accuracy.is_empty() {
             section aria-labelledby="h-accuracy" {
@@ -34,6 +35,9 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
                     (gate.max_silent_percent) " % are silent for " (gate.silent_after_s) " s, of at least "
                     (words::count(gate.min_sample.into(), "device")) " that answered, at "
                     ((gate.confidence * 1e4).round() / 100.0) " % confidence"
+                    @if let Some(limit) = gate.max_shadow_disagree_percent {
+                        "; or in shadow more than " (limit) " % of its answers differ from those of the version before"
+                    }
                     @if gate.outputs.max_confidence_drop < 1.0 {
                         "; or the mean confidence of its answers falls by more than "
                         (gate.outputs.max_confidence_drop) " on the devices that have it and not on the others, at "
@@ -45,6 +49,16 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
                     @match spec.on_breach {
                         plimsoll_protocol::api::OnBreach::Rollback => "devices get the version that they had before",
                         plimsoll_protocol::api::OnBreach::Pause => "nobody else gets it until a person decides",
+                    }
+                }
+                @if let Some(shadow) = &spec.policy.shadow {
+                    dt { "Shadow on each device" }
+                    dd {
+                        (shadow.seconds) " s, " (shadow.sample_percent) " % of the requests, at least "
+                        (words::count(shadow.min_rows.into(), "row"))
+                        @if let Some(limit) = shadow.max_disagree_percent {
+                            "; stops there when more than " (limit) " % differ"
+                        }
                     }
                 }
                 dt { "Trial on each device" }

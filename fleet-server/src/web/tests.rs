@@ -142,6 +142,7 @@ fn rollout(version: &str, status: RolloutStatus, reason: &str, stages: Vec<Stage
         ],
         evidence: None,
         accuracy: format!("{version}: accuracy 91.2 % of 340 labelled answers"),
+        shadow: None,
     }
 }
 

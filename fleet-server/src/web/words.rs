@@ -74,6 +74,7 @@ pub(super) const fn phase(phase: JobPhase) -> (Tone, &'static str) {
         JobPhase::Waiting => (Tone::Busy, "Waiting to update"),
         JobPhase::Fetching => (Tone::Busy, "Downloading"),
         JobPhase::SelfTesting => (Tone::Busy, "Self-testing"),
+        JobPhase::Shadowing => (Tone::Busy, "In shadow"),
         JobPhase::Activating => (Tone::Busy, "Switching over"),
         JobPhase::Probation => (Tone::Busy, "On trial"),
         JobPhase::Active => (Tone::Good, "Running"),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::RolloutId;
-use crate::wire::v1::{Birth, Health, JobPhase, RunningModel, Severity};
+use crate::wire::v1::{Birth, Health, JobPhase, RunningModel, Severity, ShadowEnd, ShadowTotals};
 use crate::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 
 pub use access::{CaCertificate, CaInfo, JoinTokenInfo, Readmit};
@@ -226,6 +226,10 @@ pub struct GateSpec {
     pub max_silent_percent: f64,
     /// Confidence of the bounds, 0 to 1.
     pub confidence: f64,
+    /// Rows that may be answered otherwise in shadow than by the version before, percent, over all devices that
+    /// compared; without it shadows are reported and judged by each device only. Needs `policy.shadow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_shadow_disagree_percent: Option<f64>,
     /// What the version answers, compared with what the one before answered on the same devices.
     pub outputs: OutputGate,
 }
@@ -264,6 +268,7 @@ impl Default for GateSpec {
             silent_after_s: 900,
             max_silent_percent: 2.0,
             confidence: 0.99,
+            max_shadow_disagree_percent: None,
             outputs: OutputGate::default(),
         }
     }
@@ -335,6 +340,37 @@ pub struct RolloutInfo {
     /// Shown, not judged.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub accuracy: String,
+    /// What its shadows saw, on devices that compared it with the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowEvidence>,
+}
+
+/// The answers of a new version in shadow: beside those of the version before, to the same requests, told to nobody.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShadowEvidence {
+    /// In words.
+    pub text: String,
+    /// Rows compared on all devices.
+    pub rows: u64,
+    /// Of those, answered otherwise.
+    pub differ: u64,
+    /// The newest report of each device, by name; the first few of many.
+    pub devices: Vec<DeviceShadow>,
+}
+
+/// What one device saw in shadow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceShadow {
+    /// Device.
+    pub device: DeviceId,
+    /// Version that it was compared with; `None` when nothing ran.
+    pub current: Option<semver::Version>,
+    /// How it stands.
+    pub end: ShadowEnd,
+    /// Why, when it was skipped, broke or differs.
+    pub reason: Option<String>,
+    /// What was compared.
+    pub totals: ShadowTotals,
 }
 
 /// The answers of a new version beside those of the version before, on the same devices, and on devices that do not

@@ -7,7 +7,7 @@ use plimsoll_server::gateway::Inbound;
 use plimsoll_server::ingest::parse;
 
 /// Topics by the first byte.
-const KINDS: [Up; 6] = [Up::State, Up::Health, Up::Drift, Up::Event, Up::Job, Up::Batch];
+const KINDS: [Up; 7] = [Up::State, Up::Health, Up::Drift, Up::Event, Up::Job, Up::Batch, Up::Shadow];
 /// A day in 2027: what an impossible device clock is held against.
 const NOW: i64 = 1_800_000_000_000;
 

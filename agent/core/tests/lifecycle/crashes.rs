@@ -4,10 +4,11 @@
 //!
 //! A life that fails is printed as a script, one line of JSON; kept in `scripts/` it is played again by every run.
 
-use crate::fake::{Fate, NATURES, NEEDS, Nature, Shell, desired, model};
-use plimsoll_agent_core::{Event, Rules};
+use crate::fake::{Fate, NATURES, NEEDS, Nature, Shell, desired, model, policy, with_shadow};
+use plimsoll_agent_core::{Event, Installed, Rules};
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::hours::{LocalTime, MaintenanceHours};
+use plimsoll_protocol::wire::v1::ShadowEnd;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +18,14 @@ const VERSIONS: usize = 4;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Action {
-    /// Versions of both models, how the generation moves, whether it is a return, the attempt.
+    /// Versions of both models, how the generation moves, whether it is a return, the attempt, whether it shadows.
     Order {
         versions: [usize; 2],
         step: i64,
         rollback: bool,
         attempt: u64,
+        #[serde(default)]
+        shadow: bool,
     },
     Work {
         index: usize,
@@ -38,6 +41,10 @@ enum Action {
     KillChild,
     Sample {
         requests: u64,
+    },
+    /// What the child compared meanwhile.
+    Compare {
+        rows: u64,
     },
     Heard,
     Pause(bool),
@@ -67,6 +74,8 @@ struct Script {
     natures: Vec<Nature>,
     life: Vec<(Action, Fate)>,
     goal: usize,
+    #[serde(default)]
+    goal_shadow: bool,
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -76,15 +85,19 @@ fn action() -> impl Strategy<Value = Action> {
         prop_oneof![6 => Just(1), 1 => Just(0), 1 => Just(-1)],
         any::<bool>(),
         0u64..3,
+        any::<bool>(),
     );
     prop_oneof![
-        3 => order.prop_map(|(a, b, step, rollback, attempt)| Action::Order { versions: [a, b], step, rollback, attempt }),
+        3 => order.prop_map(|(a, b, step, rollback, attempt, shadow)| {
+            Action::Order { versions: [a, b], step, rollback, attempt, shadow }
+        }),
         12 => (0usize..4, prop::bool::weighted(0.2)).prop_map(|(index, fault)| Action::Work { index, fault }),
         12 => prop::bool::weighted(0.15).prop_map(|fault| Action::Obey { fault }),
         8 => prop_oneof![Just(1), Just(2_000), Just(11_000), Just(100_000), Just(30_000_000)].prop_map(|ms| Action::Advance { ms }),
         5 => Just(Action::StartChild),
         1 => Just(Action::KillChild),
         4 => (0u64..12).prop_map(|requests| Action::Sample { requests }),
+        3 => (0u64..12).prop_map(|rows| Action::Compare { rows }),
         4 => Just(Action::Heard),
         1 => prop::bool::weighted(0.3).prop_map(Action::Pause),
         1 => (0usize..2).prop_map(|which| Action::RollbackAsked { which }),
@@ -120,11 +133,12 @@ fn device(natures: &[Nature]) -> (Shell, Vec<Vec<Digest>>) {
 
 fn act(shell: &mut Shell, bundles: &[Vec<Digest>], action: &Action, fate: Fate) {
     match *action {
-        Action::Order { versions, step, rollback, attempt } => {
+        Action::Order { versions, step, rollback, attempt, shadow } => {
             let generation = shell.anchor.generation.saturating_add_signed(step);
             let wanted = |which: usize| {
                 let wanted = shell.wanted(bundles[which][versions[which]]);
-                plimsoll_protocol::wire::v1::DesiredModel { rollback, attempt, ..wanted }
+                let policy = if shadow { with_shadow() } else { policy() };
+                plimsoll_protocol::wire::v1::DesiredModel { rollback, attempt, policy, ..wanted }
             };
             let models = (0..MODELS.len()).map(wanted).collect();
             shell.feed(desired(generation, models), fate);
@@ -135,6 +149,7 @@ fn act(shell: &mut Shell, bundles: &[Vec<Digest>], action: &Action, fate: Fate) 
         Action::StartChild => shell.start_child(fate),
         Action::KillChild => shell.kill_child(fate),
         Action::Sample { requests } => shell.sample(requests, fate),
+        Action::Compare { rows } => shell.compare(rows, fate),
         Action::Heard => shell.feed(Event::ServerHeard, fate),
         Action::Pause(paused) => shell.feed(Event::Paused(paused), fate),
         Action::RollbackAsked { which } => {
@@ -171,9 +186,12 @@ fn play(script: &Script) {
     shell.start_child(Fate::Whole);
     let wanted = |which: usize| {
         let wanted = shell.wanted(bundles[which][script.goal]);
-        plimsoll_protocol::wire::v1::DesiredModel { attempt: 9, ..wanted }
+        let policy = if script.goal_shadow { with_shadow() } else { policy() };
+        plimsoll_protocol::wire::v1::DesiredModel { attempt: 9, policy, ..wanted }
     };
+    let before: Vec<_> = MODELS.iter().map(|name| shell.active(name).cloned()).collect();
     let models = (0..MODELS.len()).map(wanted).collect();
+    shell.shadows.clear();
     shell.order(shell.anchor.generation + 1, models);
     shell.settle();
     for (which, name) in MODELS.into_iter().enumerate() {
@@ -183,6 +201,9 @@ fn play(script: &Script) {
             Nature::Good => assert!(running.is_some(), "{name} is {} and not the goal", shell.state(name)),
             // Its trial may have seen no request before the goal was ordered; that is remarked and not failed.
             Nature::FailsRequests if running.is_some() => {}
+            // Only a shadow sees it: one that was asked for, by a device that had something to compare it with.
+            Nature::Differs | Nature::KillsShadow | Nature::PanicsInShadow
+                if running.is_some() && !must_see(script, before[which].as_ref(), digest, &shell) => {}
             nature => {
                 assert!(running.is_none(), "{name} runs a bundle that is {nature:?}");
                 let end = shell.state(name);
@@ -196,6 +217,12 @@ fn play(script: &Script) {
     }
 }
 
+/// Whether the goal's shadow was there to stop it.
+fn must_see(script: &Script, before: Option<&Installed>, goal: Digest, shell: &Shell) -> bool {
+    let skipped = shell.shadows.iter().any(|s| s.candidate == goal && s.end == ShadowEnd::Skipped);
+    script.goal_shadow && before.is_some_and(|b| b.digest != goal && b.trial_passed) && !skipped
+}
+
 proptest! {
     // 400 lives of up to 120 steps take about two seconds; a larger number by PROPTEST_CASES.
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
@@ -205,8 +232,9 @@ proptest! {
         natures in prop::collection::vec(prop::sample::select(NATURES.to_vec()), MODELS.len() * VERSIONS),
         life in prop::collection::vec((action(), fate()), 1..120),
         goal in 0..VERSIONS,
+        goal_shadow in any::<bool>(),
     ) {
-        let script = Script { natures, life, goal };
+        let script = Script { natures, life, goal, goal_shadow };
         if let Err(panic) = std::panic::catch_unwind(|| play(&script)) {
             let why = panic.downcast_ref::<String>().map_or("it panicked", String::as_str);
             let text = serde_json::to_string(&script).unwrap();

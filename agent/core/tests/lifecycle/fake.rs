@@ -10,7 +10,9 @@ use plimsoll_agent_core::{
     After, Core, Ctx, Effect, Event, Failure, Installed, ModelEvent, Observed, Persistent, Report, SlotFacts,
 };
 use plimsoll_protocol::hours::LocalTime;
-use plimsoll_protocol::wire::v1::{Desired, DesiredModel, JobReport, UpdatePolicy};
+use plimsoll_protocol::wire::v1::{
+    Desired, DesiredModel, JobReport, ShadowPolicy, ShadowReport, ShadowTotals, UpdatePolicy,
+};
 use plimsoll_protocol::{Digest, ModelName};
 use serde::{Deserialize, Serialize};
 
@@ -36,9 +38,15 @@ pub enum Nature {
     FailsRequests,
     /// Loads, then kills the serving child.
     KillsServe,
+    /// Answers its golden samples, and everything else otherwise than the version before.
+    Differs,
+    /// Kills the serving child as soon as it sees what the application asks.
+    KillsShadow,
+    /// Panics on what the application asks.
+    PanicsInShadow,
 }
 
-pub const NATURES: [Nature; 8] = [
+pub const NATURES: [Nature; 11] = [
     Nature::Good,
     Nature::Tampered,
     Nature::Foreign,
@@ -47,6 +55,9 @@ pub const NATURES: [Nature; 8] = [
     Nature::KillsLoad,
     Nature::FailsRequests,
     Nature::KillsServe,
+    Nature::Differs,
+    Nature::KillsShadow,
+    Nature::PanicsInShadow,
 ];
 
 /// Where a step is cut off.
@@ -74,10 +85,19 @@ pub fn policy() -> UpdatePolicy {
     }
 }
 
+/// Beside the version that runs for 20 s, for at least ten rows, a twentieth of which may differ.
+pub fn with_shadow() -> UpdatePolicy {
+    let shadow =
+        ShadowPolicy { seconds: 20, sample_percent: 50, min_rows: 10, max_disagree_percent: Some(5) };
+    UpdatePolicy { shadow: Some(shadow), ..policy() }
+}
+
 #[derive(Debug, Default)]
 pub struct Child {
     pub loaded: BTreeSet<Digest>,
     pub serving: BTreeMap<ModelName, Digest>,
+    /// The candidate, and what was compared.
+    pub shadows: BTreeMap<ModelName, (Digest, ShadowTotals)>,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +123,7 @@ pub struct Shell {
     pub natures: BTreeMap<Digest, Nature>,
     pub names: BTreeMap<Digest, (ModelName, semver::Version)>,
     pub jobs: Vec<JobReport>,
+    pub shadows: Vec<ShadowReport>,
     pub codes: Vec<String>,
     pub refused: Vec<String>,
     seed: u64,
@@ -254,6 +275,7 @@ impl Shell {
             match report {
                 Report::Job(job) => self.jobs.push(job),
                 Report::Event(event) => self.codes.push(event.code),
+                Report::Shadow(report) => self.shadows.push(*report),
             }
         }
         for effect in after.effects.into_iter().take(most) {
@@ -272,7 +294,11 @@ impl Shell {
             Effect::Discard { digest } => {
                 self.staging.remove(&digest);
             }
-            Effect::Load { .. } | Effect::Serve { .. } | Effect::Unload { .. } => {
+            Effect::Load { .. }
+            | Effect::Serve { .. }
+            | Effect::Unload { .. }
+            | Effect::Shadow { .. }
+            | Effect::EndShadow { .. } => {
                 assert!(self.child.is_some(), "{effect:?} while there is no child");
                 self.orders.push_back(effect);
             }
@@ -354,8 +380,24 @@ impl Shell {
                 child.serving.insert(name.clone(), digest);
                 ModelEvent::Serving
             }
+            Effect::Shadow { .. } if nature == Nature::KillsShadow => return self.kill_child(fate),
+            Effect::Shadow { .. } if nature == Nature::PanicsInShadow => {
+                ModelEvent::Fault { reason: "index out of bounds".into() }
+            }
+            Effect::Shadow { with, .. } => {
+                if !child.loaded.contains(&digest) || child.serving.get(&name) != Some(&with) {
+                    return;
+                }
+                child.shadows.insert(name, (digest, ShadowTotals::default()));
+                return self.check();
+            }
+            Effect::EndShadow { .. } => {
+                child.shadows.remove(&name);
+                return self.check();
+            }
             _ => {
                 child.loaded.remove(&digest);
+                child.shadows.retain(|_, (d, _)| *d != digest);
                 child.serving.retain(|_, d| *d != digest);
                 return self.check();
             }
@@ -387,6 +429,20 @@ impl Shell {
         }
     }
 
+    /// What the serving child has compared.
+    pub fn compare(&mut self, rows: u64, fate: Fate) {
+        let natures = &self.natures;
+        let shadows = self.child.iter_mut().flat_map(|c| &mut c.shadows);
+        let counted = shadows.map(|(model, (digest, totals))| {
+            totals.rows += rows;
+            totals.differ += if natures[digest] == Nature::Differs { rows.div_ceil(2) } else { 0 };
+            (model.clone(), *digest, *totals)
+        });
+        for (model, digest, totals) in counted.collect::<Vec<_>>() {
+            self.feed(Event::Of { model, digest, what: ModelEvent::ShadowSample { totals } }, fate);
+        }
+    }
+
     pub fn advance(&mut self, ms: u64, fate: Fate) {
         self.mono_ms += ms;
         self.feed(Event::Tick, fate);
@@ -404,6 +460,7 @@ impl Shell {
                 self.obey(false, Fate::Whole);
             }
             self.sample(100, Fate::Whole);
+            self.compare(100, Fate::Whole);
             if self.child.is_some() && self.work.is_empty() && self.orders.is_empty() {
                 let Some(at) = self.wake else { return };
                 self.mono_ms = self.mono_ms.max(at);
@@ -419,13 +476,22 @@ impl Shell {
         assert!(record.blocked.len() <= MAX_BLOCKED && record.tries.len() <= MAX_TRIES);
         for tries in &record.tries {
             let most = budget(&policy());
-            assert!(tries.self_tests <= most && tries.activations <= most, "{tries:?}");
+            let begun = [tries.self_tests, tries.activations, tries.shadows];
+            assert!(begun.iter().all(|begun| *begun <= most), "{tries:?}");
         }
         for (digest, begun) in &self.self_tests_begun {
             let most = budget(&policy()) * self.budgets.get(digest).copied().unwrap_or(1);
             assert!(*begun <= most, "{begun} self-tests of {digest:?}; the budget is {most}");
         }
+        let at_risk = record.models.values().filter(|r| r.state.name() == "shadowing").count();
+        assert!(at_risk <= 1, "two candidates in one serving process: a death would have two suspects");
         for (model, entry) in &record.models {
+            if entry.state.name() == "shadowing" {
+                let active = entry.active.as_ref().filter(|a| a.trial_passed).map(|a| a.digest);
+                assert!(active.is_some() && active != entry.ordered(), "{model} shadows nothing");
+                let serves = self.child.as_ref().and_then(|c| c.serving.get(model));
+                assert_ne!(serves.copied(), entry.ordered(), "{model} answers from its shadow");
+            }
             for installed in entry.active.iter().chain(&entry.previous) {
                 let digest = installed.digest;
                 assert!(self.slots.contains_key(&digest), "{model} counts on a slot that is not there");
@@ -469,6 +535,8 @@ fn subject(effect: &Effect) -> (ModelName, Digest) {
         | Effect::SelfTest { model, digest }
         | Effect::Load { model, digest, .. }
         | Effect::Serve { model, digest }
+        | Effect::Shadow { model, digest, .. }
+        | Effect::EndShadow { model, digest }
         | Effect::Unload { model, digest } => (model.clone(), *digest),
         other => panic!("{other:?} is not about a model"),
     }

@@ -6,4 +6,5 @@ mod crashes;
 mod fake;
 mod holds;
 mod scenarios;
+mod shadow;
 mod trust;

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use plimsoll_protocol::bundle::ValueRule;
-use plimsoll_protocol::wire::v1::ModelHealth;
+use plimsoll_protocol::wire::v1::{ModelHealth, ShadowTotals};
 
 use super::Endpoint;
 
@@ -88,5 +88,30 @@ pub fn render(endpoint: &Endpoint) -> String {
             }
         }
     }
+    write_shadows(endpoint, &mut page);
     page
+}
+
+/// What candidates in shadow were compared by; nothing while there is none.
+fn write_shadows(endpoint: &Endpoint, page: &mut String) {
+    let shadows: Vec<(String, String, ShadowTotals)> = {
+        let registry = endpoint.registry();
+        let all = registry.shadows();
+        all.map(|(model, s)| (model.to_string(), s.version().to_owned(), s.totals())).collect()
+    };
+    type Read = fn(&ShadowTotals) -> u64;
+    let metrics: [(&str, &str, Read); 3] = [
+        ("plimsoll_shadow_rows_total", "Rows that a version in shadow was asked too.", |t| t.rows),
+        ("plimsoll_shadow_differ_total", "Of those, answered otherwise than by the running version.", |t| {
+            t.differ
+        }),
+        ("plimsoll_shadow_skipped_total", "Rows that a version in shadow was too busy for.", |t| t.skipped),
+    ];
+    for (name, help, read) in metrics.into_iter().filter(|_| !shadows.is_empty()) {
+        // Writing to a text cannot fail.
+        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} counter");
+        for (model, version, totals) in &shadows {
+            let _ = writeln!(page, "{name}{{model=\"{model}\",version=\"{version}\"}} {}", read(totals));
+        }
+    }
 }

@@ -237,7 +237,8 @@ pub struct GatedEndpoint {
     _dir: TempDir,
 }
 
-pub async fn gated(change: impl FnOnce(&mut Manifest)) -> GatedEndpoint {
+/// A gated model, and the folder of its bundle.
+pub fn gate_model(change: impl FnOnce(&mut Manifest)) -> (Model, Digest, Gate, TempDir) {
     let mut manifest = classifier_manifest(4, 3);
     change(&mut manifest);
     let (dir, manifest, digest) = bundle_with(1.0, manifest);
@@ -245,6 +246,12 @@ pub async fn gated(change: impl FnOnce(&mut Manifest)) -> GatedEndpoint {
     let (started_tx, started) = channel();
     let runtime = GatedRuntime(Mutex::new(Some((allowed, started_tx))));
     let model = Model::load_with(&runtime, dir.path(), &manifest, &manifest.variants[0]).unwrap();
+    let gate = Gate { allow, started: Arc::new(Mutex::new(started)) };
+    (model, digest, gate, dir)
+}
+
+pub async fn gated(change: impl FnOnce(&mut Manifest)) -> GatedEndpoint {
+    let (model, digest, gate, dir) = gate_model(change);
     let (fault, faults) = channel();
     let on_fault = Box::new(move |why| fault.send(why).unwrap());
     let hosted = Hosted::start(model, digest, None, None, on_fault).unwrap();
@@ -254,6 +261,5 @@ pub async fn gated(change: impl FnOnce(&mut Manifest)) -> GatedEndpoint {
     let (listener, addr) = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(http::accept(listener, endpoint.clone(), stopped));
-    let gate = Gate { allow, started: Arc::new(Mutex::new(started)) };
     GatedEndpoint { addr, gate, endpoint, faults, _stop: stop, _dir: dir }
 }

@@ -18,7 +18,10 @@ const NAMED: usize = 5;
 pub(super) fn advance(work: &mut Work<'_>) {
     let census = work.census();
     let open = census.stages.last().map(|s| s.tally).unwrap_or_default();
-    let mut readings = gate::judge(&work.next.spec.gate, &census.all, &open);
+    // First, so that a device which stopped itself for it is told in its words and not as "1 of 1 failed".
+    let mut readings: Vec<Reading> =
+        work.view.shadow.iter().filter_map(|shadow| shadow.reading.clone()).collect();
+    readings.extend(gate::judge(&work.next.spec.gate, &census.all, &open));
     readings.extend(work.view.readings.iter().cloned());
     readings.extend(work.view.outputs.iter().map(|outputs| outputs.reading.clone()));
     let worst = gate::worst(&readings).cloned();

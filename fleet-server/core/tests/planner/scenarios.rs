@@ -5,7 +5,8 @@
 //! fleet 6                       cam-1 … cam-6 exist, connected, on 1.0.0
 //! device cam-7 site=lyon        one more (none=1: runs no model; offline=1)
 //! rollout r1 1.1.0 2 soak=10, 100% ; select site = lyon ; max_failed 10 ; pause ; supersede ;
-//!                               silent 60 ; trial 600 ; warnings (prints them)
+//!                               silent 60 ; trial 600 ; shadow 1200 5 (seconds, percent) ; warnings (prints them)
+//! shadowed 12 120 cam-1 | all   what they compared of the order so far: 12 of 120 rows differ
 //! tick 10s                      the clock moves, then the server plans
 //! clock -1h                     the clock jumps; nothing else happens
 //! obey cam-1 cam-2 | all        devices do what they were told, and it is active; `all` are those connected
@@ -25,7 +26,7 @@ use plimsoll_fleet_core::view::Running;
 use plimsoll_fleet_core::{Facts, Plan, fleet, summary};
 use plimsoll_protocol::DeviceId;
 use plimsoll_protocol::api::OnBreach;
-use plimsoll_protocol::wire::v1::JobPhase;
+use plimsoll_protocol::wire::v1::{JobPhase, ShadowPolicy};
 
 use super::world::{START_MS, World, bundle, device, model, spec};
 
@@ -114,6 +115,7 @@ impl Stage {
             }
             "revoke" => _ = self.world.revoked.insert(bundle(rest).digest),
             "window" => self.window(rest),
+            "shadowed" => self.shadowed(rest),
             "restart" => self.world.restart(),
             "pause" => self.act(rest, Action::Pause),
             "resume" => self.act(rest, Action::Resume),
@@ -139,6 +141,15 @@ impl Stage {
             None => self.named(whom),
         };
         names.iter().for_each(|name| self.world.window(name, mean, n));
+    }
+
+    fn shadowed(&mut self, rest: &str) {
+        let mut words = rest.splitn(3, ' ');
+        let differ = words.next().unwrap().parse().unwrap();
+        let rows = words.next().unwrap().parse().unwrap();
+        for name in self.named(words.next().unwrap()) {
+            self.world.shadowed(&name, differ, rows);
+        }
     }
 
     /// Devices by name; `all` are all that are connected.
@@ -180,6 +191,12 @@ impl Stage {
                 "max_failed" => spec.gate.max_failed_percent = value.parse().unwrap(),
                 "silent" => spec.gate.silent_after_s = value.parse().unwrap(),
                 "trial" => spec.policy.trial_s = value.parse().unwrap(),
+                "shadow" => {
+                    let (seconds, limit) = value.split_once(' ').unwrap();
+                    let seconds = seconds.parse().unwrap();
+                    spec.policy.shadow = Some(ShadowPolicy { seconds, ..ShadowPolicy::default() });
+                    spec.gate.max_shadow_disagree_percent = Some(limit.parse().unwrap());
+                }
                 "pause" => spec.on_breach = OnBreach::Pause,
                 "supersede" => spec.supersede = true,
                 "warnings" => loud = true,

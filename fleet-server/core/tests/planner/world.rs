@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use plimsoll_fleet_core::act::{self, ActError, Action, NewRollout, StartError};
 use plimsoll_fleet_core::evidence::OutputWindow;
+use plimsoll_fleet_core::shadow::ShadowView;
 use plimsoll_fleet_core::view::{Now, Revoked, Running};
 use plimsoll_fleet_core::{Bundle, Facts, JobView, Plan, Rollout, ValidSpec, fleet};
 use plimsoll_protocol::api::{GateSpec, OnBreach, RolloutSpec, StageSpec};
 use plimsoll_protocol::drift::Bins;
 use plimsoll_protocol::ids::RolloutId;
-use plimsoll_protocol::wire::v1::{Desired, JobPhase};
+use plimsoll_protocol::wire::v1::{Desired, JobPhase, ShadowEnd, ShadowReport, ShadowTotals};
 use plimsoll_protocol::{DeviceId, Digest, ModelName, UnixMillis};
 
 /// Any time of day will do; it only has to be far from zero so that clocks can jump back.
@@ -212,6 +213,27 @@ impl World {
         let sum = mean * f64::from(n);
         let window = OutputWindow { index, at_ms: self.now_ms, cells: cells.into(), sum, worth: 1.0 };
         Arc::make_mut(&mut facts.outputs).add(digest, window);
+    }
+
+    /// The device, which was told to run another version, has compared so many rows of it with what it runs.
+    pub fn shadowed(&mut self, name: &DeviceId, differ: u64, rows: u64) {
+        let Some(wanted) = self.stored.get(name).and_then(|doc| doc.models.first()).cloned() else { return };
+        let at_ms = self.now_ms;
+        let facts = self.devices.get_mut(name).unwrap();
+        let current = facts.running.get(&model()).map(|r| r.bundle.clone());
+        let report = ShadowReport {
+            generation: 1,
+            rollout: wanted.rollout,
+            model: model(),
+            version: wanted.version,
+            candidate: wanted.digest,
+            current_version: current.as_ref().map(|b| b.version.clone()),
+            current: current.map(|b| b.digest),
+            end: ShadowEnd::Open,
+            reason: None,
+            totals: ShadowTotals { rows, differ, ..ShadowTotals::default() },
+        };
+        facts.shadows.insert(model(), vec![ShadowView { report, at_ms }]);
     }
 
     /// A stop and a start of the server: only what is stored survives.

@@ -50,6 +50,20 @@ pub struct Start {
     /// How often a device may try before the version is blocked there.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: Option<u32>,
+    /// Compare the version with the one that runs for so long before it takes over: on a sample of the same requests,
+    /// answering nobody.
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    shadow: Option<u32>,
+    /// Requests in percent that a version in shadow sees too.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    shadow_sample: Option<u32>,
+    /// Rows that a shadow should compare; fewer is told, not failed.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    shadow_rows: Option<u32>,
+    /// Rows in percent that may be answered otherwise in shadow: more, when it is proven, stops the version on a device,
+    /// and the rollout over all devices. Without it shadows are only reported.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=50))]
+    max_shadow_disagreement: Option<u32>,
     /// A device that has not heard the server for so long does not activate.
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     lease: Option<u32>,
@@ -120,6 +134,7 @@ impl Start {
         if !self.hours.is_empty() {
             spec.policy.hours = MaintenanceHours::parse(&self.hours).map_err(|e| Usage(e.to_string()))?;
         }
+        self.shadow(&mut spec)?;
         set(&mut spec.gate.silent_after_s, &self.silent_after);
         set(&mut spec.gate.min_sample, &self.min_sample);
         set(&mut spec.gate.max_failed_percent, &self.max_failed);
@@ -136,6 +151,26 @@ impl Start {
         }
         spec.supersede |= self.supersede;
         Ok(spec)
+    }
+
+    /// Flags of a shadow change the file's; without either there is none.
+    fn shadow(&self, spec: &mut RolloutSpec) -> Result<()> {
+        let details = [self.shadow_sample, self.shadow_rows, self.max_shadow_disagreement];
+        if self.shadow.is_none() && details.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        if self.shadow.is_none() && spec.policy.shadow.is_none() {
+            bail!(Usage("say how long the version is in shadow too: --shadow 20m".into()));
+        }
+        let shadow = spec.policy.shadow.get_or_insert_default();
+        set(&mut shadow.seconds, &self.shadow);
+        set(&mut shadow.sample_percent, &self.shadow_sample);
+        set(&mut shadow.min_rows, &self.shadow_rows);
+        if let Some(limit) = self.max_shadow_disagreement {
+            shadow.max_disagree_percent = Some(limit);
+            spec.gate.max_shadow_disagree_percent = Some(f64::from(limit));
+        }
+        Ok(())
     }
 
     fn base(&self) -> Result<RolloutSpec> {
@@ -223,6 +258,21 @@ mod tests {
         let outputs = &spec.gate.outputs;
         assert_eq!((outputs.max_confidence_drop, outputs.min_readings, outputs.max_wait_s), (0.2, 50, 120));
         assert_eq!((spec.on_breach, spec.supersede), (OnBreach::Pause, false));
+    }
+
+    #[test]
+    fn a_shadow_has_one_limit_for_devices_and_fleet_and_needs_a_time() {
+        let start = |flags: &str| spec(&format!("start --model meter --version 1.1.0 {flags}"));
+        let spec = start("--shadow 20m --shadow-sample 25 --max-shadow-disagreement 5").unwrap();
+        let shadow = spec.policy.shadow.unwrap();
+        assert_eq!((shadow.seconds, shadow.sample_percent, shadow.min_rows), (1_200, 25, 100));
+        assert_eq!(shadow.max_disagree_percent, Some(5));
+        assert_eq!(spec.gate.max_shadow_disagree_percent, Some(5.0));
+        let only_told = start("--shadow 1h").unwrap();
+        assert_eq!(only_told.gate.max_shadow_disagree_percent, None);
+        assert_eq!(start("--trial 5s").unwrap().policy.shadow, None);
+        let error = start("--shadow-sample 25").unwrap_err();
+        assert!(error.to_string().contains("--shadow 20m"), "{error}");
     }
 
     #[test]

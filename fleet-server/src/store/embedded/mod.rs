@@ -8,6 +8,7 @@
 //! desired/<id>                Desired            trust                          TrustIndex
 //! state/<id>                  StateRecord        rollout/<id>                   RolloutState
 //! job/<id>/<model>/<digest>   JobRecord          member/<rollout>/<id>          Member
+//! shadow/<id>/<model>/<digest>  ShadowRecord
 //! seen/<id>/<inc>/<boot>      Ranges             decision/<rollout>/<number>    Decision
 //! event/<number>              EventRecord        drift/<id>/<model>/<digest>/<window>/<part>  DriftRecord
 //! audit/<number>              AuditRecord        next/<kind>                    last number used
@@ -39,7 +40,7 @@ use self::durable::{Durable, Txn};
 use super::{
     AuditRecord, BundleRecord, DeviceRecord, Devices, DriftRecord, Enrolment, EventRecord, JobRecord,
     JoinTokenRecord, Journal, NewAudit, NewEvent, Outcome, PlanWrite, Renewal, Reply, ReportWrite, Reports,
-    Rollouts, StateRecord, StoreError, TokenFault, TokenRecord, Tokens, Trust, TrustIndex,
+    Rollouts, ShadowRecord, StateRecord, StoreError, TokenFault, TokenRecord, Tokens, Trust, TrustIndex,
 };
 use crate::secret;
 
@@ -217,6 +218,10 @@ impl Devices for Embedded {
 
     fn jobs(&self) -> Reply<'_, Vec<JobRecord>> {
         self.all("job/")
+    }
+
+    fn shadows(&self) -> Reply<'_, Vec<ShadowRecord>> {
+        self.all("shadow/")
     }
 }
 

@@ -4,7 +4,8 @@ use super::durable::Txn;
 use super::put_event;
 use super::ranges::Ranges;
 use crate::store::{
-    Change, DriftRecord, JobRecord, NewEvent, Outcome, ReportBody, ReportWrite, StateRecord, StoreError,
+    Change, DriftRecord, JobRecord, NewEvent, Outcome, ReportBody, ReportWrite, ShadowRecord, StateRecord,
+    StoreError,
 };
 
 /// Windows kept of one bundle on one device: 168 hours are the 7 days of raw windows.
@@ -55,6 +56,16 @@ pub fn commit(txn: &mut Txn<'_>, report: ReportWrite) -> Result<Outcome, StoreEr
             let record = JobRecord { device, report: *job, at_ms, inc, order: (boot, seq) };
             txn.put(key, &record)?;
             Change::Job(Box::new(record))
+        }
+        ReportBody::Shadow(shadow) => {
+            let key = format!("shadow/{device}/{}/{}", shadow.model, shadow.candidate);
+            let old = txn.get::<ShadowRecord>(&key)?;
+            if old.is_some_and(|old| old.inc == inc && old.order > (boot, seq)) {
+                return Ok(Outcome::Fresh(Change::Nothing));
+            }
+            let record = ShadowRecord { device, report: *shadow, at_ms, inc, order: (boot, seq) };
+            txn.put(key, &record)?;
+            Change::Shadow(Box::new(record))
         }
         ReportBody::Event(event) => {
             let (severity, code, text) = (event.severity, event.code, event.text);

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ShadowPolicy;
 use crate::hours::MaintenanceHours;
 use crate::ids::RolloutId;
 use crate::{Digest, Generation, Incarnation, ModelName, UnixMillis};
@@ -66,6 +67,9 @@ pub struct UpdatePolicy {
     /// Devices take it over within these hours of their own local time only, and within those of their own settings.
     #[serde(skip_serializing_if = "MaintenanceHours::is_any_time")]
     pub hours: MaintenanceHours,
+    /// The version is compared with the one that runs before it takes over; `None`: it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowPolicy>,
 }
 
 impl Default for UpdatePolicy {
@@ -79,6 +83,7 @@ impl Default for UpdatePolicy {
             tries: 3,
             lease_s: 3600,
             hours: MaintenanceHours::default(),
+            shadow: None,
         }
     }
 }

@@ -2,11 +2,13 @@
 
 mod down;
 mod enroll;
+mod shadow;
 mod topic;
 mod up;
 
 pub use down::*;
 pub use enroll::*;
+pub use shadow::*;
 pub use topic::*;
 pub use up::*;
 

@@ -23,6 +23,8 @@ pub enum Up {
     Event,
     /// Progress of the desired state. QoS 1, through the outbox.
     Job,
+    /// What a candidate answered beside the version that runs. QoS 1, through the outbox.
+    Shadow,
     /// zlib backfill: a JSON array of [`super::BatchEntry`]. QoS 1.
     Batch,
     /// Answers to commands. QoS 1.
@@ -49,13 +51,22 @@ impl Up {
             Self::Drift => "drift",
             Self::Event => "event",
             Self::Job => "job",
+            Self::Shadow => "shadow",
             Self::Batch => "batch",
             Self::Response => "rsp",
         }
     }
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::State, Self::Health, Self::Drift, Self::Event, Self::Job, Self::Batch, Self::Response];
+    pub const ALL: [Self; 8] = [
+        Self::State,
+        Self::Health,
+        Self::Drift,
+        Self::Event,
+        Self::Job,
+        Self::Shadow,
+        Self::Batch,
+        Self::Response,
+    ];
 }
 
 impl Down {

@@ -214,6 +214,8 @@ pub enum JobPhase {
     Fetching,
     /// Golden samples in a child process.
     SelfTesting,
+    /// Beside the version that runs, on the same requests, answering nobody.
+    Shadowing,
     /// Taking over.
     Activating,
     /// On trial.
@@ -243,7 +245,7 @@ impl JobPhase {
 /// One report of a backfill: the kind of its topic and its envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BatchEntry {
-    /// `drift`, `event` or `job`.
+    /// `drift`, `event`, `job` or `shadow`.
     pub kind: String,
     /// As it would have been published.
     pub report: Envelope<serde_json::Value>,

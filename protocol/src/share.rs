@@ -1,14 +1,15 @@
-//! The two probabilities that gates are made of.
+//! Is a share of bad ones above a limit, or could it be chance? What the gates of a rollout and a device's own verdict
+//! on a shadow are made of.
 
 use statrs::function::beta::{beta_reg, ln_beta};
 
-/// Evidence that more than a share `limit` of devices is bad, after `bad` of `n`: how many times more likely the
+/// Evidence that more than a share `limit` (of devices, of rows) is bad, after `bad` of `n`: how many times more likely the
 /// answers are when the true share lies anywhere above the limit (all such shares weighed equally) than at the limit.
 ///
 /// Whatever the true share below the limit, this value ever reaches `1 / a` with probability at most `a`, however
 /// often it is looked at (Ville's inequality: it is a non-negative martingale at the limit, and a supermartingale
-/// below). So the planner may look at each tick, and no correction for repeated looks is needed.
-pub(crate) fn evidence_above(limit: f64, bad: u64, n: u64) -> f64 {
+/// below). So one may look at each tick, and no correction for repeated looks is needed.
+pub fn evidence_above(limit: f64, bad: u64, n: u64) -> f64 {
     ln_evidence_above(limit, bad, n).exp()
 }
 
@@ -34,8 +35,8 @@ fn ln_evidence_above(limit: f64, bad: u64, n: u64) -> f64 {
 }
 
 /// The largest share that `bad` of `n` answers speak against at error probability `alpha`: "at least this share of
-/// the fleet would be bad". The inverse of [`evidence_above`], by bisection; 0 when nothing is proven.
-pub(crate) fn lower_bound(bad: u64, n: u64, alpha: f64) -> f64 {
+/// all is bad". The inverse of [`evidence_above`], by bisection; 0 when nothing is proven.
+pub fn lower_bound(bad: u64, n: u64, alpha: f64) -> f64 {
     let proven = |share: f64| ln_evidence_above(share, bad, n) >= -alpha.ln();
     let (mut low, mut high) = (0.0, if n == 0 { 0.0 } else { bad as f64 / n as f64 });
     // 40 halvings of [0, 1] end below 1e-12.
@@ -50,8 +51,8 @@ pub(crate) fn lower_bound(bad: u64, n: u64, alpha: f64) -> f64 {
     low
 }
 
-/// Probability of `bad` or more among `n` devices when each is bad with probability `share` (exact binomial).
-pub(crate) fn tail(share: f64, bad: u64, n: u64) -> f64 {
+/// Probability of `bad` or more among `n` when each is bad with probability `share` (exact binomial).
+pub fn tail(share: f64, bad: u64, n: u64) -> f64 {
     if bad == 0 {
         return 1.0;
     }
