@@ -57,7 +57,7 @@ fn a_model_that_runs_is_measured_in_text_and_json() {
     let peak = report["measured"]["peak_rss_bytes"].as_u64().unwrap();
     assert!(peak > report["measured"]["base_rss_bytes"].as_u64().unwrap(), "{report}");
     let text = String::from_utf8(desk.run("model check model.onnx").stdout).unwrap();
-    for words in ["runs on the agent", "Gemm 1, Softmax 1", "input     x: FP32 [-1, 3]", "peak memory"] {
+    for words in ["runs on the agent", "Gemm 1, Softmax 1", "input     x: FP32 [-1, 3]", "at its peak"] {
         assert!(text.contains(words), "{words:?} is not in\n{text}");
     }
 }

@@ -10,7 +10,7 @@ use plimsoll_runtime::{CheckReport, Measured, Problem, SampleFiles, TensorInfo, 
 use super::confined::{Room, check_model};
 use crate::bundle::{data_sets, numbered};
 use crate::failure::Refused;
-use crate::output::{Screen, bytes, table};
+use crate::output::{Screen, bytes};
 
 /// `plimsoll model check MODEL.onnx`
 #[derive(Debug, clap::Args)]
@@ -123,26 +123,22 @@ fn describe(onnx: &Path, report: &CheckReport) -> String {
 fn numbers(m: &Measured) -> String {
     let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
     let shapes: Vec<String> = m.shapes.iter().map(|shape| format!("{shape:?}")).collect();
-    let rows = vec![
-        vec!["load".into(), format!("{} ms", m.load_ms)],
-        vec!["first inference".into(), ms(m.first_us)],
-        vec!["inference".into(), format!("{} (median of {})", ms(m.p50_us), m.runs)],
-        vec![
-            "peak memory".into(),
-            format!(
-                "{} (of which {} before it was opened)",
-                bytes(m.peak_rss_bytes),
-                bytes(m.base_rss_bytes)
-            ),
-        ],
-    ];
     let judged = if m.samples == 0 {
-        "answers were not judged; --golden does".to_owned()
+        "answers were not judged: --golden does".to_owned()
     } else {
         format!("{} sample(s) answered as expected, largest difference {:.2e}", m.samples, m.max_abs_error)
     };
-    let measured = format!("measured here ({}, input {}); {judged}", m.architecture, shapes.join(" "));
-    table(&[&measured, ""], &rows)
+    [
+        format!("measured  here ({}, input {}); {judged}", m.architecture, shapes.join(" ")),
+        format!("load      {} ms", m.load_ms),
+        format!("inference {} (median of {}; the first {})", ms(m.p50_us), m.runs, ms(m.first_us)),
+        format!(
+            "memory    {} at its peak, of which {} before it was opened",
+            bytes(m.peak_rss_bytes),
+            bytes(m.base_rss_bytes)
+        ),
+    ]
+    .join("\n")
 }
 
 /// `x=1,3,240,320`
