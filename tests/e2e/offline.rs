@@ -75,8 +75,8 @@ async fn a_file_is_no_way_around_a_removal_an_end_or_another_owner() {
         ensure!(code == 1 && words.contains("admin"), "{code}: {words}");
 
         // The network is newer than every file that was made before.
+        restart(site).await?;
         let agent = &site.fleet.agents[0];
-        agent.process.kill_hard()?;
         until("a look at the metadata after a restart", STEP, || async {
             let status = site.fleet.status(agent).await?;
             ensure!(!status["trust"]["fresh_s_ago"].is_null(), "{}", status["trust"]);
@@ -139,10 +139,16 @@ fn damages() -> Vec<Damage> {
 /// Takes the server away and starts the agent anew.
 async fn alone(site: &mut Site) -> Result<()> {
     site.fleet.server.down().await?;
+    restart(site).await
+}
+
+/// Kills the agent and waits until the next one serves. Without this wait the process that dies may still answer for
+/// its successor.
+async fn restart(site: &Site) -> Result<()> {
     let agent = &site.fleet.agents[0];
     let starts = agent.process.starts();
     agent.process.kill_hard()?;
-    until("the agent to serve alone", STEP, || async {
+    until("the agent to serve again", STEP, || async {
         ensure!(agent.process.starts() > starts, "it has not started");
         site.still_run("1.0.0").await
     })

@@ -7,6 +7,7 @@
 //!
 //! The same parts serve folders without a fleet ([`run`]), and run golden samples ([`bundle`]).
 
+pub mod account;
 pub mod bridge;
 pub mod bundle;
 pub mod child;

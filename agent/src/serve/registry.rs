@@ -7,7 +7,8 @@ use std::time::Instant;
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 
-use super::hosted::{Account, Hosted, Retired};
+use super::account::Account;
+use super::hosted::{Hosted, Retired};
 use super::shadow::Shadow;
 
 /// Bundles of a model that are out of memory and whose answers may still get a label: the one before, and the one that
@@ -81,7 +82,7 @@ impl Registry {
     pub fn serve(&mut self, model: &ModelName, digest: Digest, now: UnixMillis) -> bool {
         let Some(hosted) = self.loaded.get(&(model.clone(), digest)) else { return false };
         self.shadows.retain(|_, shadow| shadow.candidate() != digest);
-        hosted.open_window(now);
+        hosted.account().open_window(now);
         self.now = now;
         self.served.insert((model.clone(), hosted.manifest().version.clone()), hosted.clone());
         self.active.insert(model.clone(), hosted.clone());
@@ -150,7 +151,7 @@ impl Registry {
         self.now = now;
         let close = |hosted: &Arc<Hosted>| {
             let active = self.active.get(&hosted.manifest().model);
-            hosted.close_window(now, active.is_some_and(|a| a.digest() == hosted.digest()))
+            hosted.account().close_window(now, active.is_some_and(|a| a.digest() == hosted.digest()))
         };
         let past = self.past.iter().flat_map(|account| account.close_window(now, false));
         self.loaded.values().flat_map(close).chain(past).collect()
@@ -163,6 +164,6 @@ impl Registry {
 
     /// Counters of everything in memory, sorted by model and digest.
     pub fn health(&self) -> Vec<ModelHealth> {
-        self.loaded.values().map(|h| h.health()).collect()
+        self.loaded.values().map(|h| h.account().health()).collect()
     }
 }

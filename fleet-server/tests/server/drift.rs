@@ -99,8 +99,8 @@ async fn drifting(rig: &Rig) -> Vec<String> {
     devices.iter().filter(|d| !d.drift.is_empty()).map(|d| d.device.to_string()).collect()
 }
 
-#[tokio::test]
-async fn two_blurred_lenses_of_six_are_the_devices_and_not_the_model_also_after_a_restart() {
+/// A server with a published bundle and so many cameras that run it, each after so many sharp windows.
+async fn site(cameras: u32, windows: u32) -> (Rig, Vec<Camera>) {
     let rig = Rig::start().await;
     let publisher = Publisher::new();
     publisher.init(&rig).await;
@@ -110,18 +110,24 @@ async fn two_blurred_lenses_of_six_are_the_devices_and_not_the_model_also_after_
     }
     let upload = publisher.role(&rig, std::slice::from_ref(&bundle), &publisher.release).await;
     assert_eq!(publisher.upload(&rig, &upload).await.status(), 200);
-    let token = rig.join_token(6, 5).await;
-    let mut cameras = Vec::new();
-    for n in 0..6 {
+    let token = rig.join_token(cameras, 5).await;
+    let mut all = Vec::new();
+    for n in 0..cameras {
         let device = rig.enrol(&token, &format!("cam-{n}")).await;
         let cam = Cam::connect(&rig, &device, &[]);
         let mut camera = Camera { cam, digest: bundle.digest(), seq: 0, windows: 0 };
         camera.runs().await;
-        for _ in 0..4 {
+        for _ in 0..windows {
             camera.window(false).await;
         }
-        cameras.push(camera);
+        all.push(camera);
     }
+    (rig, all)
+}
+
+#[tokio::test]
+async fn two_blurred_lenses_of_six_are_the_devices_and_not_the_model_also_after_a_restart() {
+    let (rig, mut cameras) = site(6, 4).await;
     assert_eq!(drifting(&rig).await, Vec::<String>::new());
     let sharp: Vec<DriftInfo> = serde_json::from_value(rig.get("/devices/cam-3/drift").await).unwrap();
     assert_eq!((sharp[0].windows, sharp[0].samples, sharp[0].features[0].alarm), (4, 100, false));
@@ -176,25 +182,7 @@ async fn accuracy(rig: &Rig) -> (u64, u64) {
 
 #[tokio::test]
 async fn labels_and_data_quality_add_up_over_windows_and_devices_also_after_a_restart() {
-    let rig = Rig::start().await;
-    let publisher = Publisher::new();
-    publisher.init(&rig).await;
-    let bundle = bundle();
-    for bytes in bundle.blobs() {
-        assert!(put_blob(&rig, &bytes).await.status().is_success());
-    }
-    let upload = publisher.role(&rig, std::slice::from_ref(&bundle), &publisher.release).await;
-    assert_eq!(publisher.upload(&rig, &upload).await.status(), 200);
-    let token = rig.join_token(2, 5).await;
-    let mut cameras = Vec::new();
-    for n in 0..2 {
-        let device = rig.enrol(&token, &format!("cam-{n}")).await;
-        let cam = Cam::connect(&rig, &device, &[]);
-        let mut camera = Camera { cam, digest: bundle.digest(), seq: 0, windows: 0 };
-        camera.runs().await;
-        camera.window(false).await;
-        cameras.push(camera);
-    }
+    let (rig, mut cameras) = site(2, 1).await;
     let labels =
         |labelled, correct| move |w: &mut Window| w.truth = Truth { labelled, correct, ..Truth::default() };
     cameras[0].window_with(false, labels(10, 9)).await;

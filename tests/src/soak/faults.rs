@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-use super::{SOURCE, ended_somehow, listed, version};
+use super::{VERSIONS, ended_somehow, listed, publish_in_turn, version};
 use crate::{Feeder, MODEL, Order, STEP, Site, until};
 
 /// The calls that change a disk where it must survive: all contents are written by `pwrite64`.
@@ -25,8 +24,6 @@ pub const CALLS: [&str; 6] =
     ["pwrite64", "fsync", "fdatasync", "rename,renameat,renameat2", "mkdir,mkdirat", "unlink,unlinkat"];
 /// What a dying disk says, and a full one.
 pub const ERRORS: [&str; 2] = ["EIO", "ENOSPC"];
-/// Versions in turn: one more than a device keeps, so that each is fetched again.
-const VERSIONS: u32 = 3;
 /// Bytes of a version: four writes of a fetch.
 const BALLAST: usize = 200_000;
 /// An update that has not ended under its faults after this long waits for the disk; undisturbed it takes a second.
@@ -84,14 +81,7 @@ impl fmt::Display for Faults {
 
 /// Publishes the versions that the device goes through.
 pub async fn prepare(site: &Site) -> Result<()> {
-    for n in 0..VERSIONS {
-        let mut ballast = vec![0; BALLAST];
-        StdRng::seed_from_u64(u64::from(n)).fill_bytes(&mut ballast);
-        let (onnx, _) = site.weigh_down(SOURCE, "weighed", &ballast)?;
-        let bundle = site.pack_file(&onnx, SOURCE, &version(n)).await?;
-        site.publish(&bundle).await?;
-    }
-    Ok(())
+    publish_in_turn(site, BALLAST).await
 }
 
 /// One update of the site's one device, to version number `n` in turn, under a fault. Answers how many calls failed:

@@ -12,6 +12,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_protocol::ids::RolloutId;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{Order, STEP, Site, until};
 
@@ -24,8 +25,23 @@ const FIRST_VERSION: u32 = 2;
 /// the same, which the gates of a rollout are there to notice.
 const SOURCE: &str = "1.1.0";
 
+/// Versions in turn: one more than a device keeps, so that each is fetched again.
+const VERSIONS: u32 = 3;
+
 fn version(round: u32) -> String {
     format!("{FIRST_VERSION}.{round}.0")
+}
+
+/// Publishes the versions that a device goes through in turn, each with so many bytes of its own.
+async fn publish_in_turn(site: &Site, ballast_bytes: usize) -> Result<()> {
+    for n in 0..VERSIONS {
+        let mut ballast = vec![0; ballast_bytes];
+        StdRng::seed_from_u64(u64::from(n)).fill_bytes(&mut ballast);
+        let (onnx, _) = site.weigh_down(SOURCE, "weighed", &ballast)?;
+        let bundle = site.pack_file(&onnx, SOURCE, &version(n)).await?;
+        site.publish(&bundle).await?;
+    }
+    Ok(())
 }
 
 /// Publishes the version of a round and starts its rollout; the server may be on its way up.

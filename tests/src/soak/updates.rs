@@ -11,13 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
-use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{SOURCE, version};
+use super::{VERSIONS, publish_in_turn, version};
 use crate::{Agent, Feeder, MODEL, Order, STEP, Site, until};
 
-/// Versions in turn: one more than a device keeps.
-const VERSIONS: u32 = 3;
 /// Updates after which everything that is made once has been made: allocator arenas, the outbox's file, every slot
 /// that is deleted later.
 const WARM_UP: u32 = 2 * VERSIONS;
@@ -106,13 +103,7 @@ impl fmt::Display for Updates {
 
 /// Updates the site's one device so many times. `say` hears now and then.
 pub async fn updates(site: &mut Site, times: u32, mut say: impl FnMut(&str)) -> Result<Updates> {
-    for n in 0..VERSIONS {
-        let mut ballast = vec![0; BALLAST];
-        StdRng::seed_from_u64(u64::from(n)).fill_bytes(&mut ballast);
-        let (onnx, _) = site.weigh_down(SOURCE, "weighed", &ballast)?;
-        let bundle = site.pack_file(&onnx, SOURCE, &version(n)).await?;
-        site.publish(&bundle).await?;
-    }
+    publish_in_turn(site, BALLAST).await?;
     let agent = &site.fleet.agents[0];
     let pause = Duration::from_millis(100);
     let _feeder = Feeder::start(agent.listen, MODEL, site.replay.clone(), 0, pause, |i| i.pixels.clone())?;

@@ -122,7 +122,7 @@ pub fn all_statistics(endpoint: &Endpoint) -> Value {
 }
 
 fn entry(hosted: &Hosted) -> Value {
-    let counted = hosted.counted();
+    let counted = hosted.account().counted();
     let duration = |count: u64, ns: u64| json!({ "count": count, "ns": ns });
     let zero = duration(0, 0);
     json!({

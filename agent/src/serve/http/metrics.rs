@@ -72,7 +72,7 @@ fn reason(text: &str) -> String {
 pub fn render(endpoint: &Endpoint) -> String {
     let models: Vec<(String, ModelHealth)> = {
         let registry = endpoint.registry();
-        registry.all_served().map(|h| (h.version().to_owned(), h.health())).collect()
+        registry.all_served().map(|h| (h.version().to_owned(), h.account().health())).collect()
     };
     let mut page = String::new();
     for (name, kind, help, read) in METRICS {

@@ -105,7 +105,12 @@ impl Shadow {
         let asker = Asker { model, shared: shared.clone(), on_fault };
         on_own_thread("shadow", move || asker.run(sampled)).map_err(|e| e.to_string())?;
         let sample_percent = u64::from(sample_percent.clamp(1, 100));
-        current.tap(Some(Arc::new(Tap { queue, shared: shared.clone(), sample_percent, seed })));
+        current.account().set_tap(Some(Arc::new(Tap {
+            queue,
+            shared: shared.clone(),
+            sample_percent,
+            seed,
+        })));
         let limit = Duration::from_millis(u64::from(candidate.manifest().limits.timeout_ms));
         let (version, candidate) = (candidate.version().to_owned(), candidate.digest());
         Ok(Self { current, candidate, version, shared, stuck_after: limit * STUCK_LIMITS, memory_bytes })
@@ -151,7 +156,7 @@ impl Shadow {
 
 impl Drop for Shadow {
     fn drop(&mut self) {
-        self.current.tap(None);
+        self.current.account().set_tap(None);
     }
 }
 
