@@ -3,7 +3,8 @@
 //!
 //! A model gets one thread, because tract computes on one. Requests wait in a bounded queue; one more is answered
 //! `Busy`. What was asked and answered is folded into the measurement window on the same thread, after the answer has
-//! left. The thread ends when the last holder of the [`Hosted`] is gone, so a bundle that was replaced finishes what
+//! left. A model that is known to be quicker than the way to its thread and back runs where it was asked
+//! ([`super::pace`]). The thread ends when the last holder of the [`Hosted`] is gone, so a bundle that was replaced finishes what
 //! it has and then frees its memory.
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ use plimsoll_runtime::{
 use tokio::sync::oneshot;
 
 use super::account::Account;
-use super::drift::{self, Drift, Rows};
+use super::drift::{self, Drift};
+use super::runner::{Outcome, Runner};
 
 /// After so many of its limits a run is taken for one that never ends: with the default of 5 s after 20 s. A run that
 /// is merely slow (a processor that throttles to a quarter) has ended by then; its thread cannot be stopped otherwise
@@ -57,18 +59,15 @@ pub enum InferError {
 }
 
 /// What a bundle tells when something is wrong with it beyond one request.
-pub type OnFault = Box<dyn Fn(String) + Send>;
+pub type OnFault = Box<dyn Fn(String) + Send + Sync>;
 
 /// A loaded bundle.
 pub struct Hosted {
     /// As it is written in every answer.
     version: String,
     runs: Runs,
-    /// Kept for a shadow; `None` where another process runs it.
-    model: Option<Arc<Model>>,
-    values: Arc<ValueCheck>,
+    runner: Arc<Runner>,
     queue: SyncSender<Job>,
-    account: Account,
     /// Resolves when the thread has ended.
     ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -108,7 +107,7 @@ enum Job {
 struct Asked {
     inputs: Vec<Tensor>,
     queued: Instant,
-    reply: oneshot::Sender<Result<Arc<Vec<Tensor>>, RuntimeError>>,
+    reply: oneshot::Sender<Outcome>,
 }
 
 /// What is left of a bundle that takes no more requests.
@@ -164,28 +163,29 @@ impl Hosted {
         featurizer: Option<Featurizer>,
         on_fault: OnFault,
     ) -> Result<Self, RuntimeError> {
-        let values = Arc::new(ValueCheck::of(&manifest));
-        let model = model.map(Arc::new);
         let version = manifest.version.to_string();
         let (queue, jobs) = sync_channel(manifest.limits.queue as usize);
         let thread = format!("infer-{}", manifest.model);
-        let account = Account::new(manifest, digest, drift);
-        let (alive, ended) = oneshot::channel();
-        let worker = Worker {
-            model: model.clone(),
-            values: values.clone(),
+        let runner = Arc::new(Runner {
+            model: model.map(Arc::new),
+            values: ValueCheck::of(&manifest),
             featurizer,
-            account: account.clone(),
+            account: Account::new(manifest, digest, drift),
             on_fault,
-            _alive: alive,
-        };
-        on_own_thread(&thread, move || worker.run(jobs))?;
-        Ok(Self { version, runs, model, values, queue, account, ended: Mutex::new(Some(ended)) })
+            pace: Mutex::default(),
+        });
+        let (alive, ended) = oneshot::channel();
+        let works = runner.clone();
+        on_own_thread(&thread, move || {
+            work_off(jobs, &works);
+            drop((works, alive)); // in this order: its memory is free when it tells its end
+        })?;
+        Ok(Self { version, runs, runner, queue, ended: Mutex::new(Some(ended)) })
     }
 
     /// Of the bundle.
     pub fn manifest(&self) -> &Manifest {
-        self.account.manifest()
+        self.account().manifest()
     }
 
     /// Of the bundle, as text.
@@ -194,8 +194,8 @@ impl Hosted {
     }
 
     /// Of its `bundle.json`.
-    pub const fn digest(&self) -> Digest {
-        self.account.digest()
+    pub fn digest(&self) -> Digest {
+        self.account().digest()
     }
 
     /// Refuses a question that only an engine elsewhere could answer.
@@ -217,8 +217,8 @@ impl Hosted {
     }
 
     /// What is counted of it.
-    pub const fn account(&self) -> &Account {
-        &self.account
+    pub fn account(&self) -> &Account {
+        &self.runner.account
     }
 
     /// Asks the model and waits for its answer, at most as long as the manifest allows.
@@ -226,38 +226,57 @@ impl Hosted {
         let start = Instant::now();
         self.runs_here()?;
         check_inputs(self.manifest(), &inputs).inspect_err(|_| self.refused())?;
-        if let Err(refusal) = self.values.check(&inputs) {
+        if let Err(refusal) = self.runner.values.check(&inputs) {
             self.refused_by_policy(&refusal, inputs);
             return Err(refusal.into());
         }
-        let (reply, answer) = oneshot::channel();
-        match self.queue.try_send(Job::Infer(Asked { inputs, queued: start, reply })) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => {
-                self.account.busy();
-                return Err(InferError::Busy(self.manifest().limits.queue));
-            }
-            Err(TrySendError::Disconnected(_)) => {
-                self.account.took(start.elapsed(), true);
-                return Err(InferError::Failed(
-                    "the model's thread has ended; it will be loaded again".into(),
-                ));
-            }
-        }
-        let limit = self.manifest().limits.timeout_ms;
-        let result = match tokio::time::timeout(Duration::from_millis(u64::from(limit)), answer).await {
-            Ok(Ok(Ok(outputs))) => Ok(outputs),
+        let outcome = if lock(&self.runner.pace).is_quick(&inputs) {
+            Ok(self.run_now(inputs))
+        } else {
+            self.hand_over(inputs, start).await
+        };
+        let result = match outcome {
+            Ok(Ok(outputs)) => Ok(outputs),
             // Checked before; an engine may be pickier than the manifest.
-            Ok(Ok(Err(RuntimeError::Input(why)))) => {
+            Ok(Err(RuntimeError::Input(why))) => {
                 self.refused();
                 return Err(why.into());
             }
-            Ok(Ok(Err(why))) => Err(InferError::Failed(why.to_string())),
+            Ok(Err(why)) => Err(InferError::Failed(why.to_string())),
+            Err(busy @ InferError::Busy(_)) => {
+                self.account().busy();
+                return Err(busy);
+            }
+            Err(why) => Err(why),
+        };
+        self.account().took(start.elapsed(), result.is_err());
+        result
+    }
+
+    /// On this thread: the model is quick, and so is measuring.
+    fn run_now(&self, inputs: Vec<Tensor>) -> Outcome {
+        let (outcome, seen) = self.runner.run(inputs, Duration::ZERO);
+        if let Some(seen) = seen {
+            self.runner.measure_run(seen);
+        }
+        outcome
+    }
+
+    /// On the model's thread.
+    async fn hand_over(&self, inputs: Vec<Tensor>, queued: Instant) -> Result<Outcome, InferError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(Job::Infer(Asked { inputs, queued, reply })).map_err(|why| match why {
+            TrySendError::Full(_) => InferError::Busy(self.manifest().limits.queue),
+            TrySendError::Disconnected(_) => {
+                InferError::Failed("the model's thread has ended; it will be loaded again".into())
+            }
+        })?;
+        let limit = self.manifest().limits.timeout_ms;
+        match tokio::time::timeout(Duration::from_millis(u64::from(limit)), answer).await {
+            Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) => Err(InferError::Failed("the model's thread ended while it worked on this".into())),
             Err(_) => Err(InferError::Timeout(limit)),
-        };
-        self.account.took(start.elapsed(), result.is_err());
-        result
+        }
     }
 
     /// Counts what an engine elsewhere was asked and answered, as if it had been asked here. The input policy refuses
@@ -268,10 +287,10 @@ impl Hosted {
         if let Some(outputs) = &outputs {
             check_outputs(self.manifest(), outputs).inspect_err(|_| self.refused())?;
         }
-        self.account.took(latency, outputs.is_none());
+        self.account().took(latency, outputs.is_none());
         if outputs.is_some() {
             let rows = inputs.first().map_or(1, Tensor::rows);
-            self.account.ran(rows, Duration::ZERO, latency);
+            self.account().ran(rows, Duration::ZERO, latency);
         }
         // A queue that is full costs a sample of the window, not the count.
         let _ = self.queue.try_send(Job::Measure(inputs, outputs));
@@ -280,7 +299,7 @@ impl Hosted {
 
     /// Counts a request that was refused for its form: shape, datatype, length, JSON.
     pub fn refused(&self) {
-        self.account.refused(&Quality { malformed: 1, ..Quality::default() });
+        self.account().refused(&Quality { malformed: 1, ..Quality::default() });
     }
 
     /// Counts a request that was refused for a value, and has its inputs measured if the queue has room: what a busy
@@ -288,27 +307,27 @@ impl Hosted {
     fn refused_by_policy(&self, refusal: &ValueRefusal, inputs: Vec<Tensor>) {
         let mut quality = Quality::default();
         quality.refused.add(refusal.rule, 1);
-        self.account.refused(&quality);
-        if self.account.measures() {
+        self.account().refused(&quality);
+        if self.account().measures() {
             let _ = self.queue.try_send(Job::Measure(inputs, None));
         }
     }
 
     /// The model itself, for a shadow, which asks it beside the queue; `None` where another process runs it.
     pub fn model(&self) -> Option<Arc<Model>> {
-        self.model.clone()
+        self.runner.model.clone()
     }
 
     /// What to say of a run that will not end, if one is under way.
     pub fn hangs(&self, now: Instant) -> Option<String> {
-        let since = now.saturating_duration_since(self.account.running_since()?);
+        let since = now.saturating_duration_since(self.account().running_since()?);
         (since > patience(self.manifest())).then(|| hangs(self.manifest(), since))
     }
 
     /// Lets go of it. Requests that hold it still finish.
     pub fn retire(self: Arc<Self>) -> Retired {
         let ended = lock(&self.ended).take();
-        Retired { account: self.account.clone(), ended }
+        Retired { account: self.account().clone(), ended }
     }
 }
 
@@ -339,63 +358,27 @@ fn measured(
     })
 }
 
-struct Worker {
-    /// `None` when an engine elsewhere runs it: then there is only something to measure.
-    model: Option<Arc<Model>>,
-    values: Arc<ValueCheck>,
-    featurizer: Option<Featurizer>,
-    account: Account,
-    on_fault: OnFault,
-    _alive: oneshot::Sender<()>,
-}
-
-impl Worker {
-    fn run(self, jobs: Receiver<Job>) {
-        for job in jobs {
-            let job = match job {
-                Job::Infer(asked) => asked,
-                Job::Measure(inputs, outputs) => {
-                    self.measure(&inputs, outputs.as_deref());
-                    continue;
-                }
-            };
-            if job.reply.is_closed() {
-                continue; // the caller gave up while this waited
+/// Runs what waits, until nobody can ask any more.
+fn work_off(jobs: Receiver<Job>, runner: &Runner) {
+    for job in jobs {
+        let Asked { inputs, queued, reply } = match job {
+            Job::Infer(asked) => asked,
+            Job::Measure(inputs, outputs) => {
+                runner.measure(&inputs, outputs.as_deref());
+                continue;
             }
-            let rows = job.inputs.first().map_or(1, Tensor::rows);
-            let tap = self.account.tap().filter(|tap| tap.wants(rows));
-            let asked = (self.featurizer.is_some() || tap.is_some()).then(|| job.inputs.clone());
-            let started = Instant::now();
-            let lost = || RuntimeError::Run("this process holds no model of it".into()); // never asked: see `infer`
-            self.account.runs_since(Some(started));
-            let result =
-                self.model.as_ref().ok_or_else(lost).and_then(|model| model.infer(job.inputs)).map(Arc::new);
-            self.account.runs_since(None);
-            let took = started.elapsed();
-            self.account.ran(rows, started.saturating_duration_since(job.queued), took);
-            if let Err(RuntimeError::Panicked { .. }) = &result {
-                let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
-                (self.on_fault)(why);
-            }
-            let answered = result.as_ref().ok().cloned();
-            let _ = job.reply.send(result); // nobody waits any more: the timeout is counted by whoever did
-            let (Some(inputs), Some(outputs)) = (asked, answered) else { continue };
-            self.measure(&inputs, Some(&outputs));
-            if let Some(tap) = tap {
-                tap.offer(inputs, rows, outputs, took);
-            }
+        };
+        if reply.is_closed() {
+            continue; // the caller gave up while this waited
         }
-    }
-
-    /// Folds a request into the open window, with its answer or without one. Without a window nothing is read.
-    fn measure(&self, inputs: &[Tensor], outputs: Option<&[Tensor]>) {
-        let Some(featurizer) = &self.featurizer else { return };
-        if !self.account.measures() {
-            return;
+        let started = Instant::now();
+        runner.account.runs_since(Some(started));
+        let (outcome, seen) = runner.run(inputs, started.saturating_duration_since(queued));
+        runner.account.runs_since(None);
+        let _ = reply.send(outcome); // nobody waits any more: the timeout is counted by whoever did
+        if let Some(seen) = seen {
+            runner.measure_run(seen);
         }
-        let rows = Rows::of(featurizer, inputs, outputs.unwrap_or_default());
-        let values = self.values.count(inputs);
-        self.account.observe(&rows, outputs.is_some(), &Quality { values, ..Quality::default() });
     }
 }
 

@@ -1,9 +1,9 @@
 //! What callers get when all is well, and when the model is slow.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 
-use super::support::{Child, Run, bundle, gated, get, post, send};
+use super::support::{Child, Gate, Run, bundle, gated, get, post, send};
 
 const INFER: &str = "/v2/models/meter/infer";
 
@@ -15,7 +15,7 @@ async fn serving() -> (Child, std::net::SocketAddr, tempfile::TempDir) {
     (child, addr, dir)
 }
 
-fn row() -> serde_json::Value {
+fn row() -> Value {
     json!({ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.5, -1, 2.0, 0] })
 }
 
@@ -97,7 +97,7 @@ async fn binary_tensors_go_in_and_out() {
     let reply = send(addr, "POST", INFER, &[("Inference-Header-Content-Length", &length)], &body).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     let json_len: usize = reply.header("inference-header-content-length").unwrap().parse().unwrap();
-    let answer: serde_json::Value = serde_json::from_slice(&reply.body[..json_len]).unwrap();
+    let answer: Value = serde_json::from_slice(&reply.body[..json_len]).unwrap();
     assert_eq!(answer["outputs"][0]["parameters"]["binary_data_size"], 12);
     let values: Vec<f32> =
         reply.body[json_len..].as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect();
@@ -205,4 +205,30 @@ async fn a_model_that_ended_its_run_does_not_hang() {
     assert_eq!(post(gated.addr, INFER, &json!({ "inputs": [row()] })).await.status, 200);
     let late = std::time::Instant::now() + std::time::Duration::from_secs(3600);
     assert_eq!(gated.endpoint.registry().hangs(late), None);
+}
+
+#[tokio::test]
+async fn a_model_known_to_be_quick_runs_where_it_was_asked_and_another_shape_on_its_own_thread() {
+    let gated = gated(|_| {}).await;
+    let Gate { allow, started } = gated.gate;
+    drop(allow); // every run goes on at once
+    let here = std::thread::current().id();
+    let ask = async |body: &Value| {
+        let reply = post(gated.addr, INFER, body).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        started.lock().unwrap().try_recv().unwrap()
+    };
+    let one = json!({ "inputs": [row()] });
+    assert_ne!(ask(&one).await, here, "it was not measured yet");
+    let mut asked = 1;
+    while ask(&one).await != here {
+        asked += 1;
+        assert!(asked < 10_000, "a product of four by three takes longer than a hand-over");
+    }
+    let mut two = row();
+    two["shape"] = json!([2, 4]);
+    two["data"] = json!([0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.3, 0.4]);
+    assert_ne!(ask(&json!({ "inputs": [two] })).await, here, "two rows were never measured");
+    let health = gated.endpoint.registry().health().remove(0);
+    assert_eq!((health.requests, health.failed), (asked + 2, 0), "counted alike");
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use plimsoll_protocol::bundle::Manifest;
@@ -182,23 +183,24 @@ pub enum Run {
 struct Gated {
     inner: Box<dyn Engine>,
     allowed: Mutex<Receiver<Run>>,
-    started: Sender<()>,
+    started: Sender<ThreadId>,
 }
 
-struct GatedRuntime(Mutex<Option<(Receiver<Run>, Sender<()>)>>);
+struct GatedRuntime(Mutex<Option<(Receiver<Run>, Sender<ThreadId>)>>);
 
 /// Lets runs of a gated model through, and hears when one has started.
 pub struct Gate {
     pub allow: Sender<Run>,
-    pub started: Arc<Mutex<Receiver<()>>>,
+    /// And on which thread.
+    pub started: Arc<Mutex<Receiver<ThreadId>>>,
 }
 
 impl Gate {
     /// Waits until a run has started.
-    pub async fn wait_started(&self) {
+    pub async fn wait_started(&self) -> ThreadId {
         let started = self.started.clone();
         let wait = move || started.lock().unwrap().recv_timeout(PATIENCE).expect("a run starts");
-        tokio::task::spawn_blocking(wait).await.unwrap();
+        tokio::task::spawn_blocking(wait).await.unwrap()
     }
 }
 
@@ -218,7 +220,7 @@ impl Engine for Gated {
         self.inner.description()
     }
     fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, RuntimeError> {
-        let _ = self.started.send(());
+        let _ = self.started.send(std::thread::current().id());
         // The test dropped its end: run freely. The lock is let go before a panic that the test asks for.
         let allowed = self.allowed.lock().unwrap().recv();
         assert_ne!(allowed, Ok(Run::Panic), "as the test wishes");

@@ -1,0 +1,124 @@
+//! Which requests are answered where they were read, without a thread in between.
+//!
+//! Handing a request to the model's thread and its answer back costs two wake-ups of sleeping threads: 50 us and more,
+//! where a perceptron computes for 4. So a model that is known to be quick is run at once by the thread that serves all
+//! connections. "Known" is per shape: a graph without loops does the same work for the same shapes, and other shapes of
+//! the same number of elements may take the square of the time. Whatever has not been measured, or was slow when it
+//! was, goes to the model's own thread and is measured there.
+//!
+//! Should a model that was quick a thousand times never end after all, the process falls silent and its driver replaces
+//! it ([`crate::driver::child::SILENCE`]).
+
+use std::time::Duration;
+
+use plimsoll_runtime::Tensor;
+
+/// The longest run that other connections wait for: about what they would lose to the hand-over.
+const QUICK: Duration = Duration::from_micros(100);
+/// Shapes whose time is remembered: one row, the application's batch, and two that come and go.
+const SHAPES: usize = 4;
+/// A run that was interrupted looks slow. Each later run of the shape takes an eighth off the slowest, so that one
+/// interruption of 10 ms is forgotten after 35 runs.
+const FORGET: u32 = 8;
+
+/// Of all inputs of a request.
+pub type Shapes = Vec<Vec<usize>>;
+
+/// How long runs of a bundle take, by the shapes of what was asked.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// The one used least lately first.
+    known: Vec<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    shapes: Shapes,
+    /// Close to the slowest of late.
+    takes: Duration,
+}
+
+impl Pace {
+    /// Whether a run for such inputs is worth no hand-over.
+    pub fn is_quick(&self, inputs: &[Tensor]) -> bool {
+        self.known.iter().any(|known| known.takes <= QUICK && known.fits(inputs))
+    }
+
+    /// Notes what a run for inputs of such shapes took, with what was measured of it.
+    pub fn note(&mut self, shapes: Shapes, took: Duration) {
+        match self.known.iter().position(|known| known.shapes == shapes) {
+            Some(at) => {
+                let known = &mut self.known[at];
+                known.takes = took.max(known.takes - known.takes / FORGET);
+                self.known[at..].rotate_left(1);
+            }
+            None => {
+                if self.known.len() == SHAPES {
+                    self.known.remove(0);
+                }
+                self.known.push(Known { shapes, takes: took });
+            }
+        }
+    }
+}
+
+/// Shapes of inputs, for [`Pace::note`] after the inputs are gone.
+pub fn shapes_of(inputs: &[Tensor]) -> Shapes {
+    inputs.iter().map(|tensor| tensor.shape().to_vec()).collect()
+}
+
+impl Known {
+    fn fits(&self, inputs: &[Tensor]) -> bool {
+        self.shapes.len() == inputs.len()
+            && self.shapes.iter().zip(inputs).all(|(shape, t)| shape == t.shape())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOW: Duration = Duration::from_millis(10);
+    const FAST: Duration = Duration::from_micros(4);
+
+    fn input(shape: &[usize]) -> Vec<Tensor> {
+        let data = plimsoll_runtime::Data::Fp32(vec![0.0; shape.iter().product()]);
+        vec![Tensor::new(shape.to_vec(), data).unwrap()]
+    }
+
+    #[test]
+    fn only_what_was_seen_to_be_quick_in_this_shape_is_quick() {
+        let mut pace = Pace::default();
+        assert!(!pace.is_quick(&input(&[1, 6])));
+        pace.note(vec![vec![1, 6]], FAST);
+        assert!(pace.is_quick(&input(&[1, 6])));
+        for other in [&[6, 1][..], &[1, 7], &[6]] {
+            assert!(!pace.is_quick(&input(other)), "{other:?}");
+        }
+        assert!(!pace.is_quick(&[input(&[1, 6]), input(&[1, 6])].concat()));
+    }
+
+    #[test]
+    fn a_slow_run_sends_the_shape_back_until_it_was_quick_for_a_while() {
+        let mut pace = Pace::default();
+        pace.note(vec![vec![1]], FAST);
+        pace.note(vec![vec![1]], SLOW);
+        let mut again = 0;
+        while !pace.is_quick(&input(&[1])) {
+            pace.note(vec![vec![1]], FAST);
+            again += 1;
+        }
+        assert!((30..50).contains(&again), "{again}");
+    }
+
+    #[test]
+    fn few_shapes_are_remembered_and_those_in_use_stay() {
+        let mut pace = Pace::default();
+        for rows in 1..20 {
+            pace.note(vec![vec![rows]], FAST);
+            pace.note(vec![vec![1]], FAST);
+        }
+        assert!(pace.is_quick(&input(&[1])) && pace.is_quick(&input(&[19])) && !pace.is_quick(&input(&[2])));
+        assert_eq!(pace.known.len(), SHAPES);
+    }
+}
