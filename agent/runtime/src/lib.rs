@@ -15,6 +15,7 @@ mod engine;
 mod error;
 pub mod features;
 mod golden;
+pub mod heap;
 pub mod memory;
 mod model;
 mod proto;

@@ -1,7 +1,7 @@
 //! What is counted of a bundle: requests and times, data quality, answers that labels may come for, its measurement
 //! window. It outlives the bundle's stay in memory, because labels come after a swap too.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use plimsoll_protocol::drift::{Quality, Truth};
 use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use plimsoll_runtime::Tensor;
+use plimsoll_runtime::heap::Taken;
 
 use super::drift::{Drift, Rows};
 use super::hosted::lock;
@@ -60,6 +61,12 @@ struct Ledger {
     queue_ns: AtomicU64,
     infer_ns: AtomicU64,
     last_ms: AtomicU64,
+    /// What the bundle keeps of the heap since its load, bytes.
+    resident: AtomicU64,
+    /// The most that its load or a run needed, with what it keeps, bytes.
+    most_memory: AtomicU64,
+    /// Whether it was told that this is more than the manifest allows.
+    told_memory: AtomicBool,
     quality: Mutex<Quality>,
     truth: Mutex<Truth>,
     answers: Mutex<Answers>,
@@ -195,6 +202,29 @@ impl Account {
         self.ledger.last_ms.store(now.map_or(0, |since| since.as_millis() as u64), Ordering::Relaxed);
     }
 
+    /// Counts the memory that its load took; the error says that it is more than the manifest allows.
+    pub(super) fn loaded(&self, taken: Taken) -> Result<(), String> {
+        self.ledger.resident.store(taken.kept, Ordering::Relaxed);
+        self.needed(taken.peak)
+    }
+
+    /// Counts the memory that a run took, beside what the bundle keeps. The error comes once.
+    pub(super) fn run_took(&self, taken: Taken) -> Result<(), String> {
+        self.needed(self.ledger.resident.load(Ordering::Relaxed).saturating_add(taken.peak))
+    }
+
+    fn needed(&self, bytes: u64) -> Result<(), String> {
+        self.ledger.most_memory.fetch_max(bytes, Ordering::Relaxed);
+        match self.manifest.limits.ram_bytes.filter(|limit| bytes > *limit) {
+            Some(limit) if !self.ledger.told_memory.swap(true, Ordering::Relaxed) => Err(format!(
+                "{} {} took {bytes} bytes of memory for its load or a request; limits.ram_bytes of its bundle.json allows {limit}: \
+                 ask it with fewer rows, or pack it with a larger --ram-limit",
+                self.manifest.model, self.manifest.version
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Says that a run began, or that none is under way.
     pub(super) fn runs_since(&self, since: Option<Instant>) {
         *lock(&self.ledger.running) = since;
@@ -261,6 +291,7 @@ impl Account {
             p99_us,
             quality: *lock(&self.ledger.quality),
             truth: *lock(&self.ledger.truth),
+            memory_bytes: count(&self.ledger.most_memory),
         }
     }
 
@@ -297,6 +328,9 @@ impl Ledger {
             queue_ns: zero(),
             infer_ns: zero(),
             last_ms: zero(),
+            resident: zero(),
+            most_memory: zero(),
+            told_memory: AtomicBool::new(false),
             running: Mutex::default(),
             quality: Mutex::default(),
             truth: Mutex::default(),

@@ -12,11 +12,12 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, RuntimeKind};
+use plimsoll_protocol::bundle::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, RuntimeKind, Variant};
 use plimsoll_protocol::drift::Quality;
 use plimsoll_protocol::wire::v1::DriftReport;
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 use plimsoll_runtime::features::Featurizer;
+use plimsoll_runtime::heap;
 use plimsoll_runtime::{
     Model, RuntimeError, STACK, Tensor, TensorError, ValueCheck, ValueRefusal, architecture, check_inputs,
     check_outputs, read_sample,
@@ -134,13 +135,13 @@ impl Hosted {
             let (drift, featurizer) = measured(dir, &manifest, next_window)?;
             return Self::spawn(manifest, runs, None, expect, drift, featurizer, on_fault);
         }
-        let model = Model::load(dir, &manifest, variant)?;
-        if let Some(sample) = manifest.golden.samples.first() {
-            let (inputs, _) = read_sample(dir, sample)?;
-            model.infer(inputs)?;
-        }
+        let (model, memory) = heap::taken(|| warmed_up(dir, &manifest, variant));
         let (drift, featurizer) = measured(dir, &manifest, next_window)?;
-        Self::start(model, expect, drift, featurizer, on_fault)
+        let hosted = Self::start(model?, expect, drift, featurizer, on_fault)?;
+        if let Err(why) = hosted.account().loaded(memory) {
+            (hosted.runner.on_fault)(why);
+        }
+        Ok(hosted)
     }
 
     /// Starts the thread of a model that is loaded.
@@ -344,6 +345,16 @@ impl Retired {
         }
         Ok(self.account.close_window(now, false))
     }
+}
+
+/// A model that has answered its first golden sample once.
+fn warmed_up(dir: &Path, manifest: &Manifest, variant: &Variant) -> Result<Model, RuntimeError> {
+    let model = Model::load(dir, manifest, variant)?;
+    if let Some(sample) = manifest.golden.samples.first() {
+        let (inputs, _) = read_sample(dir, sample)?;
+        model.infer(inputs)?;
+    }
+    Ok(model)
 }
 
 /// What a bundle's baseline measures with, when it carries one.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use plimsoll_protocol::drift::Quality;
 use plimsoll_runtime::features::Featurizer;
+use plimsoll_runtime::heap;
 use plimsoll_runtime::{Model, RuntimeError, Tensor, ValueCheck};
 
 use super::account::Account;
@@ -51,10 +52,14 @@ impl Runner {
         let asked = (self.featurizer.is_some() || tap.is_some()).then(|| inputs.clone());
         let started = Instant::now();
         let lost = || RuntimeError::Run("this process holds no model of it".into()); // never asked: see `Hosted::infer`
-        let outcome =
-            self.model.as_ref().ok_or_else(lost).and_then(|model| model.infer(inputs)).map(Arc::new);
+        let (outcome, memory) =
+            heap::taken(|| self.model.as_ref().ok_or_else(lost).and_then(|model| model.infer(inputs)));
+        let outcome = outcome.map(Arc::new);
         let took = started.elapsed();
         self.account.ran(rows, waited, took);
+        if let Err(why) = self.account.run_took(memory) {
+            (self.on_fault)(why);
+        }
         if let Err(RuntimeError::Panicked { .. }) = &outcome {
             let why = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
             (self.on_fault)(why);

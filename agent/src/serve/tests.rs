@@ -2,6 +2,7 @@
 
 mod child;
 mod endpoint;
+mod memory;
 mod protocol;
 mod quality;
 mod refusals;

@@ -257,8 +257,15 @@ fn describe(d: &DeviceInfo) -> String {
         ));
         for m in &health.models {
             lines.push(format!(
-                "           {}: {} requests, {} failed, {} refused, {} busy, p50 {} us, p99 {} us",
-                m.model, m.requests, m.failed, m.refused, m.busy, m.p50_us, m.p99_us
+                "           {}: {} requests, {} failed, {} refused, {} busy, p50 {} us, p99 {} us, {}",
+                m.model,
+                m.requests,
+                m.failed,
+                m.refused,
+                m.busy,
+                m.p50_us,
+                m.p99_us,
+                bytes(m.memory_bytes)
             ));
             let more = [m.quality.words(), m.truth.words(None)];
             lines.extend(more.iter().filter(|w| !w.is_empty()).map(|words| format!("           {words}")));

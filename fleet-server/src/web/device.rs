@@ -74,6 +74,7 @@ fn runs(device: &DeviceInfo) -> Markup {
                     th scope="col" class="num" { "Refused" }
                     th scope="col" class="num" { "Median" }
                     th scope="col" class="num" { "99 % below" }
+                    th scope="col" class="num" { "Memory" }
                 }
             }
             tbody {
@@ -91,6 +92,7 @@ fn runs(device: &DeviceInfo) -> Markup {
                             ("Refused", served.map(|m| words::number(m.refused + m.busy))),
                             ("Median", served.map(|m| micros(m.p50_us))),
                             ("99 % below", served.map(|m| micros(m.p99_us))),
+                            ("Memory", served.filter(|m| m.memory_bytes > 0).map(|m| words::bytes(m.memory_bytes))),
                         ] {
                             td data-label=(label) class="num" { (value.unwrap_or_else(|| "–".into())) }
                         }

@@ -63,6 +63,7 @@ fn device(name: &str, version: &str, phase: JobPhase) -> DeviceInfo {
         p99_us: 1210,
         quality: Quality { malformed: 2, ..Quality::default() },
         truth: Truth { labelled: 40, correct: 37, ..Truth::default() },
+        memory_bytes: 11_400_000,
     };
     DeviceInfo {
         device: name.parse().unwrap(),

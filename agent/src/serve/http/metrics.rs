@@ -16,7 +16,7 @@ fn plain(value: f64) -> Vec<(String, f64)> {
     vec![(String::new(), value)]
 }
 
-const METRICS: [Metric; 9] = [
+const METRICS: [Metric; 10] = [
     ("plimsoll_inference_requests_total", "counter", "Requests answered, well or badly.", |m| {
         plain(m.requests as f64)
     }),
@@ -52,6 +52,9 @@ const METRICS: [Metric; 9] = [
             (",quantile=\"0.5\"".into(), seconds(m.p50_us)),
             (",quantile=\"0.99\"".into(), seconds(m.p99_us)),
         ]
+    }),
+    ("plimsoll_model_memory_bytes", "gauge", "Most memory that its load or one request needed.", |m| {
+        plain(m.memory_bytes as f64)
     }),
     ("plimsoll_labels_total", "counter", "Answers that got a label or a true value.", |m| {
         plain((m.truth.labelled + m.truth.numbers) as f64)

@@ -134,6 +134,9 @@ pub struct ModelHealth {
     /// Labels that came late, and how the answers compare with them.
     #[serde(default, skip_serializing_if = "Truth::is_empty")]
     pub truth: Truth,
+    /// Most memory that its load or one request needed so far, bytes; 0 where it is not counted.
+    #[serde(default)]
+    pub memory_bytes: u64,
 }
 
 /// A closed measurement window of one model.
