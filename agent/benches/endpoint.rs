@@ -1,8 +1,9 @@
 //! What the inference endpoint adds to the model: `name value unit`.
 //!
 //! Without arguments: tract in this process beside the real `plimsoll-agent run --bundle` over one kept connection,
-//! for tensors of 4 KB and 1 MB, as JSON and as binary tensors. The model is one small matrix product, so that what is
-//! measured is the way there and back.
+//! for tensors of 4 KB and 1 MB, as JSON and as binary tensors. The model is a dense layer with two outputs for each 256
+//! values and their mean, so that what is measured is the way there and back. (One layer over all 262,144 values would
+//! measure the engine instead: its kernels work on 64 outputs at once, and it packs 64 MB of input for two.)
 //!
 //! It is also the load generator of `tests/bench/endpoint`, which compares whole servers: N threads, each with one kept
 //! connection and one request under way, all sending the same bytes; latency is from the first byte written to the last
@@ -11,12 +12,14 @@
 //! ```text
 //! endpoint bundle DIR                                   writes a bundle of the digits MLP (64-128-10) to serve
 //! endpoint load NAME HOST:PORT PATH BODY CONNS SECONDS  asks, and prints requests per second, p50 and p99
+//! endpoint echo NAME REQUEST_BYTES ANSWER_BYTES CONNS SECONDS
+//!                                                       the same load on a server that only reads and writes so much
 //! endpoint swap SECONDS                                 swaps versions under load: p50, p99 before, during, after
 //! endpoint model NAME FILE ROWS SECONDS                 runs a model in this process, on one thread
 //! ```
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +28,7 @@ use std::time::{Duration, Instant};
 use plimsoll_agent::serve::control::{Answer, Order};
 use plimsoll_protocol::ModelName;
 use plimsoll_protocol::bundle::{InputContent, Manifest};
-use plimsoll_runtime::testing::{self, classifier, classifier_manifest, write_bundle};
+use plimsoll_runtime::testing::{self, COLUMNS, classifier_manifest, write_bundle};
 use plimsoll_runtime::{Data, ExternalData, Model, Runtime, Tensor, TractRuntime, memory};
 
 /// Requests before the clock runs: buffers grow and caches fill.
@@ -48,6 +51,11 @@ fn main() {
             let seconds = Duration::from_secs_f64(seconds.parse().expect("seconds"));
             load(name, address, &request(path, &body, None), connections, seconds);
         }
+        ["echo", name, request, answer, connections, seconds] => {
+            let number = |text: &str| text.parse().expect("a number");
+            let seconds = Duration::from_secs_f64(seconds.parse().expect("seconds"));
+            echo(name, (number(request), number(answer)), number(connections), seconds);
+        }
         ["swap", seconds] => swap(Duration::from_secs_f64(seconds.parse().expect("seconds"))),
         ["model", name, file, rows, seconds] => {
             let rows = rows.parse().expect("a number of rows");
@@ -59,26 +67,28 @@ fn main() {
 
 /// The endpoint beside the model in this process.
 fn overhead() {
-    for (size, inputs) in [("4kB", 1024), ("1MB", 262_144)] {
+    for (size, rows) in [("4kB", 4), ("1MB", 1024)] {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut manifest = classifier_manifest(inputs, 2);
+        let shape = [1, rows, COLUMNS];
+        let mut manifest = classifier_manifest(rows, 2);
+        manifest.inputs[0].shape = vec![-1, rows as i64, COLUMNS as i64];
         manifest.inputs[0].content = InputContent::Opaque;
-        let (manifest, _) = write_bundle(dir.path(), &classifier(inputs, 2, 0.01), manifest);
-        let values: Vec<f32> = (0..inputs).map(|i| (i % 97) as f32 / 97.0).collect();
-        in_process(size, dir.path(), &manifest, &values);
+        let (manifest, _) = write_bundle(dir.path(), &testing::mean_of_rows(rows, 2), manifest);
+        let values: Vec<f32> = (0..rows * COLUMNS).map(|i| (i % 97) as f32 / 97.0).collect();
+        in_process(size, dir.path(), &manifest, shape, &values);
         let server = Served::start(dir.path());
         let path = "/v2/models/meter/infer";
-        let json = json_request(inputs, &values);
+        let json = json_request(&shape, &values);
         over_http(&format!("endpoint.{size}.json"), &server.address, &request(path, json.as_bytes(), None));
-        let (body, length) = binary_request(inputs, &values);
+        let (body, length) = binary_request(&shape, &values);
         over_http(&format!("endpoint.{size}.binary"), &server.address, &request(path, &body, Some(length)));
     }
 }
 
-fn in_process(size: &str, dir: &Path, manifest: &Manifest, values: &[f32]) {
+fn in_process(size: &str, dir: &Path, manifest: &Manifest, shape: [usize; 3], values: &[f32]) {
     let model = Model::load(dir, manifest, &manifest.variants[0]).expect("it loads");
     let ask = || {
-        let tensor = Tensor::new(vec![1, values.len()], Data::Fp32(values.to_vec())).expect("it agrees");
+        let tensor = Tensor::new(shape.to_vec(), Data::Fp32(values.to_vec())).expect("it agrees");
         let started = Instant::now();
         assert_eq!(model.infer(vec![tensor]).expect("it runs").len(), 1);
         started.elapsed()
@@ -154,6 +164,27 @@ fn load(name: &str, address: &str, request: &[u8], connections: usize, time: Dur
     report(name, took);
 }
 
+/// What this machine's loopback allows: a server that reads a request to its end and writes an answer of so many bytes
+/// that are there already, on a thread for each connection. Nothing that answers over a connection is faster.
+fn echo(name: &str, (request, answer): (usize, usize), connections: usize, time: Duration) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("a port").to_string();
+    let head = |body: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: {body}\r\n\r\n");
+    let body = answer.saturating_sub(head(answer).len());
+    let answer = [head(body).as_bytes(), &vec![b'x'; body]].concat();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, answer) = (stream.expect("a connection"), answer.clone());
+            stream.set_nodelay(true).expect("a socket");
+            std::thread::spawn(move || {
+                let mut asked = vec![0; request];
+                while stream.read_exact(&mut asked).is_ok() && stream.write_all(&answer).is_ok() {}
+            });
+        }
+    });
+    load(name, &address, &vec![b'x'; request], connections, time);
+}
+
 /// Four callers while versions are swapped as the driver swaps them: loaded beside, served, the old one unloaded. Each
 /// has 8 MB of weights, so that a load takes a while. Any answer but 200 ends the measurement.
 fn swap(time: Duration) {
@@ -173,7 +204,8 @@ fn swap(time: Duration) {
     let (address, model) = (child.listen(), "meter".parse::<ModelName>().expect("a name"));
     child.put_into_service(&bundles[0], None);
     let values: Vec<f32> = (0..64).map(|i| i as f32 / 64.0).collect();
-    let request = request(&format!("/v2/models/{model}/infer"), json_request(64, &values).as_bytes(), None);
+    let request =
+        request(&format!("/v2/models/{model}/infer"), json_request(&[1, 64], &values).as_bytes(), None);
     let (phase, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let took: Vec<(usize, Duration)> = std::thread::scope(|scope| {
         let caller = || {
@@ -317,14 +349,15 @@ fn request(path: &str, body: &[u8], json_length: Option<usize>) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-fn json_request(inputs: usize, values: &[f32]) -> String {
-    let input = serde_json::json!({ "name": "x", "shape": [1, inputs], "datatype": "FP32", "data": values });
+fn json_request(shape: &[usize], values: &[f32]) -> String {
+    let input = serde_json::json!({ "name": "x", "shape": shape, "datatype": "FP32", "data": values });
     serde_json::json!({ "inputs": [input] }).to_string()
 }
 
-fn binary_request(inputs: usize, values: &[f32]) -> (Vec<u8>, usize) {
+fn binary_request(shape: &[usize], values: &[f32]) -> (Vec<u8>, usize) {
     let parameters = serde_json::json!({ "binary_data_size": size_of_val(values) });
-    let input = serde_json::json!({ "name": "x", "shape": [1, inputs], "datatype": "FP32", "parameters": parameters });
+    let input =
+        serde_json::json!({ "name": "x", "shape": shape, "datatype": "FP32", "parameters": parameters });
     let json =
         serde_json::json!({ "inputs": [input], "parameters": { "binary_data_output": true } }).to_string();
     let tensor = values.iter().flat_map(|v| v.to_le_bytes());

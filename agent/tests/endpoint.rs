@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // a test's unwrap is an assertion, in its helpers too
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,6 +17,10 @@ use tokio::process::{Child, Command};
 
 /// A start with a self-test on a machine that runs other tests too takes seconds; this is only the end of hope.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Squares of a product: minutes for [`LONG_ROWS`], nothing for a row.
+const SQUARES: usize = 400;
+/// Rows whose product takes a second to square.
+const LONG_ROWS: u32 = 2_500;
 
 fn agent() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"));
@@ -145,6 +149,51 @@ async fn two_versions_are_served_from_folders_on_an_address_and_a_socket() {
     let ended = tokio::time::timeout(PATIENCE, served.process.wait()).await.unwrap().unwrap();
     assert_eq!(ended.code(), Some(0));
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_model_that_computes_without_end_has_its_process_replaced_by_itself() {
+    plimsoll_agent::tls::install_ring();
+    let dir = tempfile::tempdir().unwrap();
+    let mut manifest = testing::classifier_manifest(4, 4);
+    manifest.limits.max_batch = 2 * LONG_ROWS;
+    manifest.limits.timeout_ms = 100;
+    let _ = testing::write_bundle(dir.path(), &testing::squares(SQUARES), manifest);
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // free a moment ago
+    let mut command = agent();
+    command.args(["run", "--listen", &listen.to_string(), "--bundle"]).arg(dir.path()).stderr(Stdio::piped());
+    let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
+    let mut complaints = BufReader::new(process.stderr.take().unwrap()).lines();
+    let mut until = async |words: &str, complaint: bool| {
+        let line = async {
+            loop {
+                let lines =
+                    async { if complaint { complaints.next_line().await } else { said.next_line().await } };
+                let line = lines.await.unwrap().expect("it is said before the end");
+                if line.contains(words) {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, line).await.unwrap_or_else(|_| panic!("nobody said {words:?}"));
+    };
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let ask = async |rows: u32| {
+        let data = vec![1; 4 * rows as usize];
+        let x = json!({"name": "x", "datatype": "FP32", "shape": [rows, 4], "data": data});
+        let sent =
+            client.post(format!("http://{listen}/v2/models/meter/infer")).json(&json!({ "inputs": [x] }));
+        sent.send().await.unwrap().status().as_u16()
+    };
+    until("try:", false).await;
+    let pid = process.id();
+    assert_eq!(ask(1).await, 200);
+    assert_eq!(ask(LONG_ROWS).await, 504);
+    until("does not end", true).await;
+    until("try:", false).await;
+    assert_eq!((ask(1).await, process.id()), (200, pid));
+    assert_eq!(process.try_wait().unwrap(), None);
 }
 
 #[tokio::test]

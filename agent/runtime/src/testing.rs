@@ -80,6 +80,46 @@ pub fn mlp(inputs: usize, hidden: usize, classes: usize) -> Vec<u8> {
     })
 }
 
+/// One dense layer for each of `rows` rows of [`COLUMNS`] values, and the mean of all rows: work in proportion to the
+/// input, for measuring what moves it. Without batch: `x` is `[-1, rows, COLUMNS]`, `y` is `[-1, classes]`.
+pub fn mean_of_rows(rows: usize, classes: usize) -> Vec<u8> {
+    let pattern = |at: usize| (at * 37 % 19) as f32 / 9.5 - 1.0;
+    let weights =
+        initializer("w", &[COLUMNS as i64, classes as i64], (0..COLUMNS * classes).map(pattern).collect());
+    let of = |name: &str, r#type: AttributeType| AttributeProto {
+        name: name.into(),
+        r#type: r#type as i32,
+        ..Default::default()
+    };
+    let axes = AttributeProto { ints: vec![1], ..of("axes", AttributeType::Ints) };
+    let keepdims = AttributeProto { i: 0, ..of("keepdims", AttributeType::Int) };
+    graph(
+        &[("x", DataType::Fp32, &[-1, rows as i64, COLUMNS as i64])],
+        &[("y", DataType::Fp32, &[-1, classes as i64])],
+        vec![weights],
+        vec![
+            node("MatMul", "layer", &["x", "w"], &["each"]),
+            NodeProto { attribute: vec![axes, keepdims], ..node("ReduceMean", "mean", &["each"], &["y"]) },
+        ],
+    )
+}
+
+/// The product of `x` (`[-1, 4]`) and its transposed, squared so often, times `x`: work that grows with the cube of the
+/// rows, memory with their square. `y` is as `x`.
+pub fn squares(times: usize) -> Vec<u8> {
+    let mut nodes =
+        vec![node("Transpose", "columns", &["x"], &["c"]), node("MatMul", "product", &["x", "c"], &["p0"])];
+    for at in 0..times {
+        let (from, to) = (format!("p{at}"), format!("p{}", at + 1));
+        nodes.push(node("MatMul", &format!("square{at}"), &[&from, &from], &[&to]));
+    }
+    nodes.push(node("MatMul", "rows", &[&format!("p{times}"), "x"], &["y"]));
+    graph(&[("x", DataType::Fp32, &[-1, 4])], &[("y", DataType::Fp32, &[-1, 4])], vec![], nodes)
+}
+
+/// Values of a row of [`mean_of_rows`].
+pub const COLUMNS: usize = 256;
+
 /// Name, datatype and shape of an input or output; -1 is any size, the same for all.
 pub type Port<'a> = (&'a str, DataType, &'a [i64]);
 

@@ -1,11 +1,14 @@
 //! `plimsoll-agent run --bundle`: folders with bundles, and no fleet. The endpoint, the models, their queues and their
-//! checks are those of the service; what is missing is whoever signs, orders and listens to reports.
+//! checks are those of the service; what is missing is whoever signs, orders and listens to reports. A model that computes
+//! without end has its process replaced here, too: by the program itself, which keeps its process id.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use plimsoll_protocol::bundle::Manifest;
@@ -23,6 +26,9 @@ use super::listen::{Listener, SocketAt};
 
 /// Elements that fit an example command line.
 const EXAMPLE_ELEMENTS: usize = 256;
+
+/// How often a run without end is looked for: a small part of the 20 s after which a run is taken for one.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What to serve, and where.
 #[derive(Debug, Clone)]
@@ -44,8 +50,17 @@ struct Whole {
     digest: Digest,
 }
 
+/// Why it stopped to serve.
+enum Stopped {
+    /// A signal said so.
+    Asked,
+    /// A model computes without end, on a thread that ends with its process only.
+    Hangs(String),
+}
+
 /// Serves until SIGINT or SIGTERM. Returns the exit status.
 pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
+    super::bound(&plimsoll_runtime::Bounds::serving());
     let mut bundles = Vec::with_capacity(options.bundles.len());
     for dir in &options.bundles {
         bundles.push(check(dir).with_context(|| format!("bundle {}", dir.display()))?);
@@ -53,15 +68,31 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     let runtime = super::runtime()?;
     let served = runtime.block_on(serve(options, bundles));
     runtime.shutdown_background();
-    served.map(|()| 0)
+    match served? {
+        Stopped::Asked => Ok(0),
+        Stopped::Hangs(why) => {
+            eprintln!("{why}; this process is replaced");
+            Err(replacement()?.exec()).context("this process could not be replaced")
+        }
+    }
+}
+
+/// This very command.
+fn replacement() -> anyhow::Result<Command> {
+    let mut command = Command::new(this_program()?);
+    command.args(std::env::args_os().skip(1));
+    Ok(command)
+}
+
+fn this_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("this program does not know where it lies")
 }
 
 /// Verifies a bundle's files, then runs its golden samples in a process of their own, as the service does: a model that
 /// crashes there does not crash here, and the memory of the test is given back.
 fn check(dir: &Path) -> anyhow::Result<Whole> {
     let (manifest, digest) = verify_files(dir)?;
-    let program = std::env::current_exe().context("this program does not know where it lies")?;
-    let output = Command::new(program)
+    let output = Command::new(this_program()?)
         .arg("selftest")
         .arg("--dir")
         .arg(dir)
@@ -86,7 +117,7 @@ fn check(dir: &Path) -> anyhow::Result<Whole> {
     }
 }
 
-async fn serve(options: &RunOptions, bundles: Vec<Whole>) -> anyhow::Result<()> {
+async fn serve(options: &RunOptions, bundles: Vec<Whole>) -> anyhow::Result<Stopped> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now = now.map_or(0, |since| since.as_millis() as UnixMillis);
@@ -111,12 +142,26 @@ async fn serve(options: &RunOptions, bundles: Vec<Whole>) -> anyhow::Result<()> 
     }
     // A closed standard output is no reason to stop serving.
     let _ = announce(options, addr, &bundles);
-    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        why = hangs(&endpoint) => return Ok(Stopped::Hangs(why)),
+    }
     stopping.send_replace(true);
     for accept in accepting {
         let _ = accept.await; // ends within its own limit
     }
-    Ok(())
+    Ok(Stopped::Asked)
+}
+
+/// Waits for a run that will not end, and says which.
+async fn hangs(endpoint: &Endpoint) -> String {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(why) = endpoint.registry().hangs(Instant::now()) {
+            return why;
+        }
+    }
 }
 
 async fn load(bundle: &Whole) -> anyhow::Result<Hosted> {

@@ -1,7 +1,6 @@
 //! Each model's memory is told apart, and one that takes more than it may is told once.
 
-use plimsoll_protocol::bundle::DataType::Fp32;
-use plimsoll_runtime::testing::{classifier_manifest, graph, node, write_bundle};
+use plimsoll_runtime::testing::{classifier_manifest, squares, write_bundle};
 use serde_json::json;
 
 use super::support::{Child, get, meter, post};
@@ -12,27 +11,13 @@ const LIMIT: u64 = 20_000_000;
 /// Rows whose product with themselves has 9 million elements: 36 MB.
 const MANY: usize = 3_000;
 
-/// Rows by their transposed: the square of the rows, and the rows again.
-fn greedy() -> Vec<u8> {
-    graph(
-        &[("x", Fp32, &[-1, 4])],
-        &[("y", Fp32, &[-1, 4])],
-        vec![],
-        vec![
-            node("Transpose", "columns", &["x"], &["c"]),
-            node("MatMul", "square", &["x", "c"], &["s"]),
-            node("MatMul", "rows", &["s", "x"], &["y"]),
-        ],
-    )
-}
-
 #[tokio::test]
 async fn a_request_that_takes_more_than_the_manifest_allows_is_answered_and_told_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut manifest = classifier_manifest(4, 4);
     manifest.limits.ram_bytes = Some(LIMIT);
     manifest.limits.max_batch = 2 * MANY as u32;
-    let (_, digest) = write_bundle(dir.path(), &greedy(), manifest);
+    let (_, digest) = write_bundle(dir.path(), &squares(0), manifest);
     let (mut child, addr) = Child::listening().await;
     child.load(dir.path(), digest).await;
     child.serve(digest, 1_000).await;
