@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is an assertion, in its helpers too")]
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use plimsoll_agent::serve::control::Order;
+use plimsoll_protocol::Digest;
 use plimsoll_protocol::bundle::Manifest;
-use plimsoll_runtime::testing::hostile::{Case, Expect, cases};
+use plimsoll_runtime::how_it_ended;
+use plimsoll_runtime::testing::hostile::{Case, Expect, cases, nested_sizes};
 use plimsoll_runtime::testing::{add_file, classifier, classifier_manifest, write_bundle};
 use serde_json::Value;
 
@@ -54,6 +58,7 @@ fn every_hostile_bundle_ends_its_self_test_with_a_reason_or_by_a_death_that_has_
             (Some(4), Expect::Says(words)) => error.contains(words),
             (Some(3), Expect::Ends) => !line.is_null(),
             (Some(4), Expect::Ends) => !error.is_empty(),
+            (None, Expect::Overflows) => said.contains("overflowed its stack"),
             (None, Expect::Ends) => true, // by a signal, which the driver tells
             _ => false,
         };
@@ -62,6 +67,42 @@ fn every_hostile_bundle_ends_its_self_test_with_a_reason_or_by_a_death_that_has_
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_model_that_fills_the_stack_kills_the_process_that_serves_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, _) = write_bundle(dir.path(), &classifier(3, 2, 1.0), classifier_manifest(3, 2));
+    bundle(dir.path(), &good, &nested_sizes(2_000));
+    let digest = Digest::of(&std::fs::read(dir.path().join("bundle.json")).unwrap());
+    let configure = Order::Configure {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        socket: None,
+        bridge: None,
+        max_body: 1 << 20,
+        agent_version: "0.1.0".into(),
+    };
+    // A self-test comes first in service; this is for the model that would get past it.
+    let (model, version) = (good.model.clone(), good.version.clone());
+    let load = Order::Load { model, version, digest, dir: dir.path().to_owned(), next_window: 0 };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"))
+        .arg("serve")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for order in [configure, load] {
+        let line = serde_json::to_string(&order).unwrap();
+        writeln!(child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap(); // until it is gone: its input is still open
+    let ended = how_it_ended(child.wait().unwrap());
+    assert!(
+        ended.contains("an overflowing stack") && said.contains("overflowed its stack"),
+        "{ended}: {said}"
+    );
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_protocol::bundle::DataType::Fp32;
-use plimsoll_runtime::testing::{graph, node};
+use plimsoll_protocol::bundle::Manifest;
+use plimsoll_runtime::testing::hostile::nested_sizes;
+use plimsoll_runtime::testing::{add_file, graph, node};
 use plimsoll_tests::{Agent, MODEL, Order, STEP, Site, until};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
@@ -63,6 +65,18 @@ async fn publish(site: &Site, onnx: &[u8], timeout_ms: u32, model: &str, version
     manifest["limits"]["timeout_ms"] = json!(timeout_ms);
     std::fs::write(&path, manifest.to_string())?;
     site.publish(&out).await
+}
+
+/// Publishes a model as 1.1.0 that `plimsoll bundle pack` refuses: in the place of one that it took.
+async fn publish_unseen(site: &Site, onnx: &[u8]) -> Result<()> {
+    let bundle = site.pack("1.1.0", "1.1.0").await?;
+    let path = bundle.join("bundle.json");
+    let mut manifest = Manifest::parse(&std::fs::read(&path)?)?;
+    let entry = manifest.variants[0].entry.clone();
+    manifest.files.retain(|file| file.path != entry);
+    add_file(&bundle, &mut manifest, entry.as_str(), onnx);
+    std::fs::write(&path, manifest.to_bytes())?;
+    site.publish(&bundle).await
 }
 
 /// Asks a model with so many ones; its status.
@@ -131,6 +145,23 @@ async fn a_version_that_exhausts_memory_in_its_trial_is_rolled_back_and_only_its
         rolled_back(site, agent, pid, "aborted").await?;
         site.event("serve.died", &["aborted"]).await?;
         site.event("rolled_back", &["1.1.0", "1.0.0"]).await.map(drop)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_version_that_fills_the_stack_dies_in_its_self_test_and_what_serves_is_not_touched() {
+    Site::play(1, async |site| {
+        let agent = &site.fleet.agents[0];
+        let (pid, serving) = (agent.process.pid(), agent.serving_pid()?);
+        publish_unseen(site, &nested_sizes(2_000)).await?;
+        site.roll_out("1.1.0", Order::default()).await?;
+        let job = serde_json::to_value(site.job_end(&agent.name, "1.1.0").await?)?;
+        ensure!(job["phase"] == "failed", "{job}");
+        ensure!(job["reason"].to_string().contains("an overflowing stack"), "{job}");
+        site.still_run("1.0.0").await?;
+        ensure!(agent.process.pid() == pid && agent.serving_pid()? == serving, "a process that served died");
+        Ok(())
     })
     .await;
 }

@@ -85,8 +85,11 @@ pub fn how_it_ended(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("it ended with exit code {code}"),
         (None, Some(9)) => "it was killed (signal 9; the kernel does so when memory runs out)".into(),
-        (None, Some(6)) => "it aborted (signal 6; an allocation beyond its memory limit does so)".into(),
-        (None, Some(11)) => "it crashed (signal 11, a bad memory access or an overflowing stack)".into(),
+        (None, Some(6)) => {
+            "it aborted (signal 6; an allocation beyond its memory limit does so, or an overflowing stack)"
+                .into()
+        }
+        (None, Some(11)) => "it crashed (signal 11, a bad memory access)".into(),
         (None, Some(24)) => "it used more processor time than its limit (signal 24)".into(),
         (None, Some(signal)) => format!("it ended by signal {signal}"),
         (None, None) => "it ended in an unknown way".into(),
@@ -117,7 +120,7 @@ mod tests {
     fn ends_are_told_apart() {
         use std::os::unix::process::ExitStatusExt;
         for (raw, words) in
-            [(3 << 8, "code 3"), (6, "aborted"), (9, "memory"), (11, "stack"), (24, "processor")]
+            [(3 << 8, "code 3"), (6, "stack"), (9, "memory"), (11, "crashed"), (24, "processor")]
         {
             assert!(how_it_ended(ExitStatus::from_raw(raw)).contains(words), "{raw}");
         }

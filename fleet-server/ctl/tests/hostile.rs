@@ -40,6 +40,7 @@ fn every_hostile_model_is_told_by_a_command_that_lives() {
             (Some(3), Expect::Ends) => {
                 said.contains("does not run on the agent: ") || said.contains("ended the process")
             }
+            (Some(3), Expect::Overflows) => said.contains("overflowed its stack"),
             (Some(0), Expect::Ends) => said.contains("runs on the agent"),
             _ => false,
         };

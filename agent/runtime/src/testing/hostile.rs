@@ -9,7 +9,7 @@ mod shapes;
 
 use plimsoll_protocol::bundle::DataType::{Fp32, Int64};
 use tract_onnx::pb::attribute_proto::AttributeType;
-use tract_onnx::pb::{AttributeProto, TensorProto};
+use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
 
 use super::{graph, node};
 use crate::proto::onnx_type;
@@ -30,6 +30,8 @@ pub struct Case {
 pub enum Expect {
     /// It is refused with these words.
     Says(&'static str),
+    /// Its process dies of a stack that is full, and says so.
+    Overflows,
     /// It runs, or is refused, or takes its process with it: whatever it is, it is told and ends.
     Ends,
 }
@@ -80,6 +82,26 @@ fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
 
 fn int(name: &str, i: i64) -> AttributeProto {
     AttributeProto { i, ..attribute(name, AttributeType::Int) }
+}
+
+/// Poolings in a row over an input of unknown size: the size of each result is written in terms of the one before, and
+/// the engine walks down such a term by recursion. A few dozen are served; `times` of thousands fill any stack.
+pub fn nested_sizes(times: usize) -> Vec<u8> {
+    let pair = |name: &str, values: [i64; 2]| AttributeProto {
+        ints: values.to_vec(),
+        ..attribute(name, AttributeType::Ints)
+    };
+    let pads = AttributeProto { ints: vec![1, 0, 1, 0], ..attribute("pads", AttributeType::Ints) };
+    let pool = |at: usize| {
+        let from = if at == 0 { "x".to_owned() } else { format!("p{at}") };
+        let to = if at + 1 == times { "y".to_owned() } else { format!("p{}", at + 1) };
+        NodeProto {
+            attribute: vec![pair("kernel_shape", [2, 1]), pair("strides", [2, 1]), pads.clone()],
+            ..node("MaxPool", &format!("pool{at}"), &[&from], &[&to])
+        }
+    };
+    let nodes = (0..times).map(pool).collect();
+    graph(&[("x", Fp32, &[1, 1, -1, 1])], &[("y", Fp32, &[1, 1, -1, 1])], vec![], nodes)
 }
 
 #[cfg(test)]
