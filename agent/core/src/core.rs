@@ -196,12 +196,12 @@ fn one(event: Event, turn: &mut Turn) {
             turn.next.child_up = true;
             turn.each(|unit, turn| step(unit, Step::ServeStarted, turn));
         }
-        Event::ServeDied { reason } => {
+        Event::ServeDied(death) => {
             // What this decision has ordered for it so far has nobody to obey it.
             turn.after.effects.retain(|e| !e.is_for_child());
             // A child that never came up holds no model, so none is to blame.
             if std::mem::replace(&mut turn.next.child_up, false) {
-                turn.each(|unit, turn| step(unit, Step::ServeDied(reason.clone()), turn));
+                turn.each(|unit, turn| step(unit, Step::ServeDied(death.clone()), turn));
             }
         }
         Event::Revoked(revoked) => {

@@ -23,6 +23,15 @@ pub struct Ctx {
     pub ram_available_bytes: Option<u64>,
 }
 
+/// How the serving child ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// Signal, exit code, missed heartbeat.
+    pub reason: String,
+    /// The bundle that took it along, when that is known: one whose run did not end.
+    pub blamed: Option<(ModelName, Digest)>,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -46,10 +55,7 @@ pub enum Event {
     /// The serving child is up and holds no model.
     ServeStarted,
     /// The serving child ended without being told to.
-    ServeDied {
-        /// How: signal, exit code, missed heartbeat.
-        reason: String,
-    },
+    ServeDied(Death),
     /// A refresh of the signed metadata looked up every version that is in a slot: these are no longer signed for.
     /// Replaces what the refresh before said.
     Revoked(BTreeSet<Digest>),

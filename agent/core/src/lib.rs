@@ -48,7 +48,7 @@ mod trust;
 mod turn;
 
 pub use crate::core::Core;
-pub use event::{Ctx, Event, Failure, ModelEvent};
+pub use event::{Ctx, Death, Event, Failure, ModelEvent};
 pub use holds::Rules;
 pub use outcome::{After, Effect, Outcome, Refused, Report};
 pub use preflight::{Device, preflight};

@@ -12,12 +12,14 @@ use crate::candidate::{
     activate, activation_broke, cancel, discard, fail, fail_and_block, flip, interrupt_fetch, leave_waiting,
     retry_fetch, self_test, self_test_broke, stage,
 };
-use crate::event::{Failure, ModelEvent};
+use crate::event::{Death, Failure, ModelEvent};
 use crate::holds::must_wait;
 use crate::orders;
 use crate::outcome::{Effect, Refused};
 use crate::record::{Order, State, kept};
-use crate::running::{end_trial, load_active, reload, roll_back, rollback_asked, start_trial, unload_others};
+use crate::running::{
+    died_on_trial, end_trial, load_active, reload, roll_back, rollback_asked, start_trial, unload_others,
+};
 use crate::shadow;
 use crate::turn::{Turn, Unit};
 
@@ -37,7 +39,7 @@ pub(crate) enum Step {
     /// The serving child is up and empty.
     ServeStarted,
     /// The serving child was up and died.
-    ServeDied(String),
+    ServeDied(Death),
     /// By an operator on the device.
     RollbackAsked,
     /// About the version on its way.
@@ -142,9 +144,9 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
         // It panicked on a request that the running one answered.
         (S::Shadowing, Step::Candidate(M::Fault { reason })) => shadow::condemn(unit, &reason, turn),
         // One suspect: no other version is at risk, and the running one has passed its trial.
-        (S::Shadowing, Step::ServeDied(reason)) => {
+        (S::Shadowing, Step::ServeDied(death)) => {
             unit.child_lost();
-            shadow::broke(unit, &format!("the serving process died meanwhile: {reason}"), turn);
+            shadow::broke(unit, &format!("the serving process died meanwhile: {}", death.reason), turn);
         }
         // Its time is over, or that of loading it.
         (S::Shadowing, Step::Tick) if unit.overdue(turn) => shadow::time_over(unit, turn),
@@ -155,16 +157,16 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
             activation_broke(unit, &reason, turn);
         }
         // Two suspects, when a newer order came during a trial: the one on trial goes, the newer one is tried again.
-        (S::Activating, Step::ServeDied(reason)) => {
+        (S::Activating, Step::ServeDied(death)) => {
             unit.child_lost();
             if !unit.trial_passed() {
-                roll_back(
-                    unit,
-                    &format!("the serving process died before it had passed its trial: {reason}"),
-                    turn,
-                );
+                died_on_trial(unit, &death, turn);
             }
-            activation_broke(unit, &format!("the serving process died while loading it: {reason}"), turn);
+            activation_broke(
+                unit,
+                &format!("the serving process died while loading it: {}", death.reason),
+                turn,
+            );
         }
         (S::Activating, Step::Tick) if unit.overdue(turn) => {
             activation_broke(unit, "it did not load within its deadline", turn);
@@ -189,13 +191,9 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
         (S::Probation, Step::Tick) if unit.overdue(turn) => {
             roll_back(unit, "it did not begin to serve within its deadline", turn);
         }
-        (_, Step::ServeDied(reason)) if !unit.trial_passed() => {
+        (_, Step::ServeDied(death)) if !unit.trial_passed() => {
             unit.child_lost();
-            roll_back(
-                unit,
-                &format!("the serving process died before it had passed its trial: {reason}"),
-                turn,
-            );
+            died_on_trial(unit, &death, turn);
         }
         (_, Step::Running(M::LoadFailed { reason } | M::Fault { reason })) if !unit.trial_passed() => {
             roll_back(unit, &reason, turn);

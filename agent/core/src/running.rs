@@ -1,8 +1,9 @@
 //! The version that runs: its trial, the return to the one before, and keeping it loaded.
 
-use plimsoll_protocol::Digest;
 use plimsoll_protocol::wire::v1::Severity;
+use plimsoll_protocol::{Digest, ModelName};
 
+use crate::event::Death;
 use crate::outcome::{Effect, Refused};
 use crate::policy::{RELOADS, SERVE_DEADLINE_MS, Swap, Verdict, judge, swap};
 use crate::record::{Installed, State, kept};
@@ -23,6 +24,17 @@ pub(crate) fn start_trial(unit: &mut Unit, turn: &mut Turn) {
         unit.volatile.trial_seen = (0, 0);
         let trial_s = unit.record.order.as_ref().map_or(0, |o| o.wanted.policy.trial_s);
         unit.volatile.trial_ends = Some(turn.ctx.mono_ms + u64::from(trial_s) * 1_000);
+    }
+}
+
+/// Judges a death of the serving process in the trial of the version that runs. Unless another bundle is known to have
+/// taken the process along, the newest version is the suspect.
+pub(crate) fn died_on_trial(unit: &mut Unit, death: &Death, turn: &mut Turn) {
+    let runs = unit.record.active.as_ref().map(|active| active.digest);
+    let is_another = |(model, digest): &(ModelName, Digest)| *model != unit.name || Some(*digest) != runs;
+    if !death.blamed.as_ref().is_some_and(is_another) {
+        let reason = format!("the serving process died before it had passed its trial: {}", death.reason);
+        roll_back(unit, &reason, turn);
     }
 }
 

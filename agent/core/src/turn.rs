@@ -69,6 +69,7 @@ impl Unit {
     pub fn child_lost(&mut self) {
         self.volatile.loaded.clear();
         self.volatile.serving = None;
+        self.volatile.trial_ends = None; // a trial is of a version that serves: it begins anew
     }
 
     pub fn refusal(&self, event: &'static str, why: &str) -> Refused {

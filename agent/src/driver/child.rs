@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use plimsoll_agent_core::Death;
 use plimsoll_runtime::how_it_ended;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -25,8 +26,9 @@ pub const SILENCE: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// A child that dies again and again must not keep the processor from the rest of the device.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// A child that lived so long starts again from [`FIRST_PAUSE`].
-const STABLE: Duration = Duration::from_secs(60);
+/// A child that lived so long starts again from [`FIRST_PAUSE`]. Loading a model takes a second or two of processor time
+/// on a small device: a fifth of a life that ends again and again.
+const STABLE: Duration = Duration::from_secs(10);
 /// A child that was told to drain finishes running requests; their limit is seconds.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
@@ -57,8 +59,8 @@ pub enum ChildEvent {
     Said(Answer),
     /// It is gone, or never came up.
     Down {
-        /// How.
-        reason: String,
+        /// How, and whose doing it was.
+        death: Death,
         /// When it is started again.
         restart: Duration,
     },
@@ -69,12 +71,12 @@ pub async fn supervise(spawn: Spawn, events: mpsc::Sender<ChildEvent>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let born = Instant::now();
-        let reason = match one_life(&spawn, &events).await {
-            Ok(reason) => reason,
+        let death = match one_life(&spawn, &events).await {
+            Ok(death) => death,
             Err(DriverGone) => return,
         };
         pause = if born.elapsed() >= STABLE { FIRST_PAUSE } else { pause };
-        if events.send(ChildEvent::Down { reason, restart: pause }).await.is_err() {
+        if events.send(ChildEvent::Down { death, restart: pause }).await.is_err() {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -85,13 +87,13 @@ pub async fn supervise(spawn: Spawn, events: mpsc::Sender<ChildEvent>) {
 struct DriverGone;
 
 /// One process from its start to its end; says how it ended.
-async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<String, DriverGone> {
+async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<Death, DriverGone> {
     let mut child = match start(spawn) {
         Ok(child) => child,
-        Err(error) => return Ok(format!("the serving process could not be started: {error}")),
+        Err(error) => return Ok(nobodys(format!("the serving process could not be started: {error}"))),
     };
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Ok("the serving process has no pipes".into());
+        return Ok(nobodys("the serving process has no pipes".into()));
     };
     let (orders, queue) = mpsc::channel(QUEUE);
     let writer = tokio::spawn(write_orders(stdin, queue));
@@ -99,6 +101,7 @@ async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<St
     debug_assert!(first.is_ok(), "a fresh queue has room");
     let mut lines = BufReader::new(stdout);
     let mut line = Vec::new();
+    let mut blamed = None;
     let reason = loop {
         line.clear();
         let heard = tokio::select! {
@@ -120,7 +123,10 @@ async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<St
             Answer::ListenFailed { addr, reason } => {
                 break format!("it cannot listen on {addr}: {reason}");
             }
-            Answer::Hangs { reason } => break format!("{reason}; the process was killed"),
+            Answer::Hangs { model, digest, reason } => {
+                blamed = Some((model, digest));
+                break format!("{reason}; the process was killed");
+            }
             other => ChildEvent::Said(other),
         };
         if events.send(event).await.is_err() {
@@ -128,7 +134,11 @@ async fn one_life(spawn: &Spawn, events: &mpsc::Sender<ChildEvent>) -> Result<St
         }
     };
     writer.abort();
-    Ok(ended(child, reason).await)
+    Ok(Death { reason: ended(child, reason).await, blamed })
+}
+
+fn nobodys(reason: String) -> Death {
+    Death { reason, blamed: None }
 }
 
 fn start(spawn: &Spawn) -> std::io::Result<Child> {
@@ -226,7 +236,7 @@ mod tests {
             };
             assert_eq!(addr.port(), 7);
             orders.send(Order::Stats).await.unwrap();
-            let Some(ChildEvent::Down { reason, .. }) = receive.recv().await else {
+            let Some(ChildEvent::Down { death: Death { reason, .. }, .. }) = receive.recv().await else {
                 panic!("life {life}: not down")
             };
             assert!(reason.contains("signal 9"), "{reason}");
@@ -251,7 +261,9 @@ mod tests {
         ] {
             let (send, mut receive) = mpsc::channel(8);
             let task = tokio::spawn(supervise(shell(script), send));
-            let Some(ChildEvent::Down { reason, .. }) = receive.recv().await else { panic!("{script}") };
+            let Some(ChildEvent::Down { death: Death { reason, .. }, .. }) = receive.recv().await else {
+                panic!("{script}")
+            };
             assert!(reason.contains(words), "{script}: {reason}");
             drop(receive);
             task.await.unwrap();

@@ -103,19 +103,21 @@ impl Driver {
                 self.inference = Some(addr);
                 self.feed(Event::ServeStarted);
             }
-            ChildEvent::Down { reason, restart } => {
+            ChildEvent::Down { death, restart } => {
                 let was_up = self.child.take().is_some();
                 self.inference = None;
                 self.stats.clear();
                 self.child_rss = 0;
                 self.serve_restarts += 1;
                 let text = format!(
-                    "the serving process is gone: {reason}; it starts again in {} ms",
+                    "the serving process is gone: {}; it starts again in {} ms",
+                    death.reason,
                     restart.as_millis()
                 );
-                self.report_event(Severity::Alarm, "serve.died", text, None, None);
+                let (model, digest) = death.blamed.clone().unzip();
+                self.report_event(Severity::Alarm, "serve.died", text, model.as_ref(), digest);
                 if was_up {
-                    self.feed(Event::ServeDied { reason });
+                    self.feed(Event::ServeDied(death));
                 }
             }
             ChildEvent::Said(answer) => self.on_answer(answer),

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::bridge::{self, Bridge};
 use super::control::{Answer, Order, cut_reason};
-use super::hosted::{Hosted, OnFault, on_own_thread};
+use super::hosted::{Hang, Hosted, OnFault, on_own_thread};
 use super::http::{self, Bounds, Endpoint, HoldAsked, Holds};
 use super::listen::{Listener, SocketAt};
 use super::shadow::Shadow;
@@ -159,8 +159,8 @@ impl Child {
             Order::Stats => {
                 // Looked at here and not by a timer of its own: a device that has nothing to do sleeps.
                 let hangs = self.endpoint.registry().hangs(Instant::now());
-                if let Some(reason) = hangs {
-                    return self.say(Answer::Hangs { reason: cut_reason(reason) }).await;
+                if let Some(hang) = hangs {
+                    return self.say(answer_of(hang)).await;
                 }
                 self.tell_shadows().await;
                 let models = self.endpoint.registry().health();
@@ -337,8 +337,8 @@ impl Child {
                             let _ = answers.send(Answer::Window(Box::new(report))).await;
                         }
                     }
-                    Err(reason) => {
-                        let _ = answers.send(Answer::Hangs { reason: cut_reason(reason) }).await;
+                    Err(hang) => {
+                        let _ = answers.send(answer_of(hang)).await;
                         return;
                     }
                 }
@@ -356,6 +356,10 @@ impl Child {
     async fn say(&self, answer: Answer) {
         let _ = self.answers.send(answer).await; // nobody listens only when the driver is gone, which ends the orders
     }
+}
+
+fn answer_of(Hang { model, digest, reason }: Hang) -> Answer {
+    Answer::Hangs { model, digest, reason: cut_reason(reason) }
 }
 
 /// Lets this thread run after the others. Best effort: without it loading is merely less polite.

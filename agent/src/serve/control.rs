@@ -229,7 +229,11 @@ pub enum Answer {
     /// A run will not end, and its thread cannot be stopped but with this process: it is to be replaced. Answers
     /// [`Order::Stats`] or [`Order::Unload`].
     Hangs {
-        /// Which model, and for how long, at most [`MAX_REASON`] bytes.
+        /// Which model.
+        model: ModelName,
+        /// Which bundle of it.
+        digest: Digest,
+        /// For how long, at most [`MAX_REASON`] bytes.
         reason: String,
     },
     /// Everything answered; the child exits next.

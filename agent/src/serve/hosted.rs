@@ -111,6 +111,17 @@ struct Asked {
     reply: oneshot::Sender<Outcome>,
 }
 
+/// A run that will not end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hang {
+    /// Of which model.
+    pub model: ModelName,
+    /// Of which bundle.
+    pub digest: Digest,
+    /// For people.
+    pub reason: String,
+}
+
 /// What is left of a bundle that takes no more requests.
 pub struct Retired {
     account: Account,
@@ -320,9 +331,9 @@ impl Hosted {
     }
 
     /// What to say of a run that will not end, if one is under way.
-    pub fn hangs(&self, now: Instant) -> Option<String> {
+    pub fn hangs(&self, now: Instant) -> Option<Hang> {
         let since = now.saturating_duration_since(self.account().running_since()?);
-        (since > patience(self.manifest())).then(|| hangs(self.manifest(), since))
+        (since > patience(self.manifest())).then(|| Hang::of(self.account(), since))
     }
 
     /// Lets go of it. Requests that hold it still finish.
@@ -335,12 +346,12 @@ impl Hosted {
 impl Retired {
     /// Waits until its thread has ended and its memory is free, then closes its last window. The error says that the
     /// thread is in a run that will not end.
-    pub async fn finish(mut self, now: UnixMillis) -> Result<Vec<DriftReport>, String> {
+    pub async fn finish(mut self, now: UnixMillis) -> Result<Vec<DriftReport>, Hang> {
         if let Some(ended) = self.ended.take() {
             let limit = patience(self.account.manifest());
             // Otherwise the thread has dropped its end.
             if tokio::time::timeout(limit, ended).await.is_err() {
-                return Err(hangs(self.account.manifest(), limit));
+                return Err(Hang::of(&self.account, limit));
             }
         }
         Ok(self.account.close_window(now, false))
@@ -397,14 +408,17 @@ fn patience(manifest: &Manifest) -> Duration {
     Duration::from_millis(u64::from(manifest.limits.timeout_ms)) * HANGS_AFTER
 }
 
-fn hangs(manifest: &Manifest, since: Duration) -> String {
-    format!(
-        "{} {} has computed for {} ms on one request and does not end; its limit is {} ms (limits.timeout_ms)",
-        manifest.model,
-        manifest.version,
-        since.as_millis(),
-        manifest.limits.timeout_ms
-    )
+impl Hang {
+    fn of(account: &Account, since: Duration) -> Self {
+        let Manifest { model, version, limits, .. } = account.manifest();
+        let reason = format!(
+            "{model} {version} has computed for {} ms on one request and does not end; its limit is {} ms \
+             (limits.timeout_ms)",
+            since.as_millis(),
+            limits.timeout_ms
+        );
+        Self { model: model.clone(), digest: account.digest(), reason }
+    }
 }
 
 /// Starts a named thread with room for a model's recursion.

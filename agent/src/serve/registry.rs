@@ -8,7 +8,7 @@ use plimsoll_protocol::wire::v1::{DriftReport, ModelHealth};
 use plimsoll_protocol::{Digest, ModelName, UnixMillis};
 
 use super::account::Account;
-use super::hosted::{Hosted, Retired};
+use super::hosted::{Hang, Hosted, Retired};
 use super::shadow::Shadow;
 
 /// Bundles of a model that are out of memory and whose answers may still get a label: the one before, and the one that
@@ -157,8 +157,8 @@ impl Registry {
         self.loaded.values().flat_map(close).chain(past).collect()
     }
 
-    /// What to say of a run that will not end, if one is under way in any bundle.
-    pub fn hangs(&self, now: Instant) -> Option<String> {
+    /// A run that will not end, if one is under way in any bundle.
+    pub fn hangs(&self, now: Instant) -> Option<Hang> {
         self.loaded.values().find_map(|hosted| hosted.hangs(now))
     }
 

@@ -158,8 +158,8 @@ async fn serve(options: &RunOptions, bundles: Vec<Whole>) -> anyhow::Result<Stop
 async fn hangs(endpoint: &Endpoint) -> String {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if let Some(why) = endpoint.registry().hangs(Instant::now()) {
-            return why;
+        if let Some(hang) = endpoint.registry().hangs(Instant::now()) {
+            return hang.reason;
         }
     }
 }

@@ -39,6 +39,10 @@ enum Action {
     },
     StartChild,
     KillChild,
+    /// A run of one of the bundles that serve does not end.
+    HangChild {
+        which: usize,
+    },
     Sample {
         requests: u64,
     },
@@ -96,6 +100,7 @@ fn action() -> impl Strategy<Value = Action> {
         8 => prop_oneof![Just(1), Just(2_000), Just(11_000), Just(100_000), Just(30_000_000)].prop_map(|ms| Action::Advance { ms }),
         5 => Just(Action::StartChild),
         1 => Just(Action::KillChild),
+        1 => (0usize..2).prop_map(|which| Action::HangChild { which }),
         4 => (0u64..12).prop_map(|requests| Action::Sample { requests }),
         3 => (0u64..12).prop_map(|rows| Action::Compare { rows }),
         4 => Just(Action::Heard),
@@ -148,6 +153,7 @@ fn act(shell: &mut Shell, bundles: &[Vec<Digest>], action: &Action, fate: Fate) 
         Action::Advance { ms } => shell.advance(ms, fate),
         Action::StartChild => shell.start_child(fate),
         Action::KillChild => shell.kill_child(fate),
+        Action::HangChild { which } => shell.hang_child(which, fate),
         Action::Sample { requests } => shell.sample(requests, fate),
         Action::Compare { rows } => shell.compare(rows, fate),
         Action::Heard => shell.feed(Event::ServerHeard, fate),

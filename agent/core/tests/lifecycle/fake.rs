@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use plimsoll_agent_core::policy::budget;
 use plimsoll_agent_core::record::{MAX_BLOCKED, MAX_TRIES};
 use plimsoll_agent_core::{
-    After, Core, Ctx, Effect, Event, Failure, Installed, ModelEvent, Observed, Persistent, Report, SlotFacts,
+    After, Core, Ctx, Death, Effect, Event, Failure, Installed, ModelEvent, Observed, Persistent, Report,
+    SlotFacts,
 };
 use plimsoll_protocol::hours::LocalTime;
 use plimsoll_protocol::wire::v1::{
@@ -413,9 +414,21 @@ impl Shell {
     }
 
     pub fn kill_child(&mut self, fate: Fate) {
+        self.child_dies(None, fate);
+    }
+
+    /// The child is killed because a run of a bundle that it serves does not end.
+    pub fn hang_child(&mut self, which: usize, fate: Fate) {
+        let serving = self.child.iter().flat_map(|c| c.serving.clone()).nth(which);
+        if serving.is_some() {
+            self.child_dies(serving, fate);
+        }
+    }
+
+    fn child_dies(&mut self, blamed: Option<(ModelName, Digest)>, fate: Fate) {
         if self.child.take().is_some() {
             self.orders.clear();
-            self.feed(Event::ServeDied { reason: "signal 9".into() }, fate);
+            self.feed(Event::ServeDied(Death { reason: "signal 9".into(), blamed }), fate);
         }
     }
 

@@ -353,6 +353,33 @@ fn a_proven_version_that_stops_loading_gives_way_to_the_one_before_after_three_t
 }
 
 #[test]
+fn a_version_on_trial_answers_for_a_run_of_its_own_that_does_not_end_and_not_for_anothers() {
+    for (hangs, stays) in [("meter", false), ("valve", true)] {
+        let (mut shell, first) = device();
+        let valve = shell.publish("valve", "1.0.0", Nature::Good);
+        let both = vec![shell.wanted(first), shell.wanted(valve)];
+        shell.order(2, both);
+        shell.settle();
+        let second = shell.publish("meter", "1.1.0", Nature::Good);
+        let newer = vec![shell.wanted(second), shell.wanted(valve)];
+        shell.order(3, newer);
+        until_trial(&mut shell);
+        let serving = shell.child.as_ref().unwrap().serving.clone();
+        let which = serving.keys().position(|name| *name == model(hangs)).unwrap();
+        shell.hang_child(which, Fate::Whole);
+        assert_eq!(running(&shell), Some(if stays { second } else { first }), "{hangs}");
+        assert_eq!(shell.active("valve").map(|a| a.digest), Some(valve), "a proven one stays: {hangs}");
+        // The trial does not go on without a process: it begins anew, and is passed as usual.
+        shell.advance(1_000_000, Fate::Whole);
+        assert_eq!(shell.state("meter"), if stays { "probation" } else { "rolled_back" });
+        shell.start_child(Fate::Whole);
+        shell.settle();
+        assert_eq!(shell.state("meter"), if stays { "active" } else { "rolled_back" });
+        assert_eq!(running(&shell), Some(if stays { second } else { first }), "{hangs}");
+    }
+}
+
+#[test]
 fn a_lost_anchor_is_rebuilt_from_what_was_proven_and_the_retained_order_is_taken_again() {
     let (mut shell, first) = device();
     let second = shell.publish("meter", "1.1.0", Nature::Good);

@@ -185,7 +185,7 @@ async fn a_run_that_does_not_end_is_told_after_some_of_its_limits_and_one_that_e
     let start = Instant::now();
     let hangs = |at: Instant| gated.endpoint.registry().hangs(at);
     assert_eq!(hangs(start), None, "a slow run may still end");
-    let reason = hangs(start + Duration::from_millis(250)).unwrap();
+    let reason = hangs(start + Duration::from_millis(250)).unwrap().reason;
     assert!(reason.contains("meter 1.0.0") && reason.contains("its limit is 50 ms"), "{reason}");
     // Taken out, it is waited for no longer than that either: its thread will never end by itself.
     let (model, digest) = {
@@ -194,7 +194,7 @@ async fn a_run_that_does_not_end_is_told_after_some_of_its_limits_and_one_that_e
         (hosted.manifest().model.clone(), hosted.digest())
     };
     let retired = gated.endpoint.registry().remove(&model, digest).unwrap();
-    assert!(retired.finish(1).await.unwrap_err().contains("does not end"));
+    assert!(retired.finish(1).await.unwrap_err().reason.contains("does not end"));
     drop(gated.gate.allow); // lets the thread go
 }
 
