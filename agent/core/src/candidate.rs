@@ -9,7 +9,7 @@ use crate::policy::{
 use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
 use crate::running::{load_active, make_room};
-use crate::shadow;
+use crate::shadow::{self, HOLD_SERVING};
 use crate::trust;
 use crate::turn::{Turn, Unit};
 
@@ -130,6 +130,14 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
         hold(unit, "child", "the serving process is not up", turn);
         return;
     }
+    // Nor may a version on trial be about to answer for the first time: if that kills the process, the suspect is it.
+    let unproven = unit.record.active.as_ref().filter(|a| !a.trial_passed).map(|a| a.digest);
+    if unproven.is_some_and(|digest| unit.volatile.serving != Some(digest)) && unit.waits_for_an_answer(turn)
+    {
+        hold(unit, HOLD_SERVING, "waits until the version on trial answers, or is gone", turn);
+        unit.volatile.recheck_at = unit.volatile.waits_since.map(|since| since + SERVE_DEADLINE_MS);
+        return;
+    }
     if shadow::comes_first(unit, turn) {
         return;
     }
@@ -163,16 +171,20 @@ pub(crate) fn activation_broke(unit: &mut Unit, reason: &str, turn: &mut Turn) {
     if turn.next.child_up {
         turn.effect(Effect::Unload { model: unit.name.clone(), digest });
     }
-    // What had to leave memory for it comes back.
-    if unit.record.active.as_ref().is_some_and(|a| !unit.volatile.loaded.contains(&a.digest)) {
-        load_active(unit, turn);
-    }
+    bring_back(unit, turn);
     let spent = turn.next.record.tries(&unit.name, digest).activations;
     if spent >= budget(&order.wanted.policy) {
         fail_and_block(unit, &format!("activation failed {spent} times: {reason}"), turn);
         return;
     }
     wait_for_next_try(unit, State::SelfTested, spent, &format!("activation failed: {reason}"), turn);
+}
+
+/// Loads what had to leave memory for a version that is not loaded after all.
+pub(crate) fn bring_back(unit: &mut Unit, turn: &mut Turn) {
+    if unit.record.active.as_ref().is_some_and(|a| !unit.volatile.loaded.contains(&a.digest)) {
+        load_active(unit, turn);
+    }
 }
 
 pub(crate) fn wait_for_next_try(unit: &mut Unit, state: State, spent: u32, reason: &str, turn: &mut Turn) {

@@ -73,8 +73,8 @@ pub(crate) struct Volatile {
     pub serving: Option<Digest>,
     /// What the candidate's shadow has seen; `None` while it is being loaded for it.
     pub comparing: Option<Comparing>,
-    /// Since when a shadow waits for the running version to answer.
-    pub shadow_waits_since: Option<u64>,
+    /// Since when a version on its way waits for the running one to answer.
+    pub waits_since: Option<u64>,
 }
 
 impl Core {

@@ -175,9 +175,10 @@ pub(crate) fn step(unit: &mut Unit, event: Step, turn: &mut Turn) -> Result<(), 
         // ---- the version that runs, until it has passed its trial (whatever became of the order) ----
         // Requests reach it: the trial's clock starts, and what it replaced leaves memory (not the disk).
         (_, Step::Running(M::Serving)) => {
-            unit.serves();
-            unload_others(unit, turn);
-            start_trial(unit, turn);
+            if unit.serves() {
+                unload_others(unit, turn);
+                start_trial(unit, turn);
+            }
         }
         // Counters count from the start of the trial on.
         (_, Step::Sample { requests, failed }) if !unit.trial_passed() => {

@@ -93,6 +93,9 @@ pub(crate) fn take(unit: &mut Unit, order: Order, turn: &mut Turn) {
     if same && is_hurried {
         shadow::interrupt(unit, turn); // it goes on without one
     }
+    if same && unit.record.state == State::Activating {
+        shadow::catch_up(unit, turn);
+    }
     let goes_on = same && (unit.record.state.in_flight() || unit.record.state == State::Active);
     if goes_on {
         turn.report_job(unit); // under its new generation, rollout and policy
@@ -162,7 +165,10 @@ fn supersede(unit: &mut Unit, turn: &mut Turn) {
             turn.effect(Effect::Discard { digest });
         }
         State::Shadowing => shadow::leave(unit, turn),
-        State::Activating if turn.next.child_up => turn.effect(Effect::Unload { model, digest }),
+        State::Activating if turn.next.child_up => {
+            turn.effect(Effect::Unload { model, digest });
+            candidate::bring_back(unit, turn);
+        }
         _ => {}
     }
     if let Some(mut job) = job_report(&unit.name, &unit.record, false) {

@@ -49,9 +49,9 @@ pub(crate) fn comes_first(unit: &mut Unit, turn: &mut Turn) -> bool {
     }
     let active = unit.record.active.as_ref().map(|a| a.digest);
     if unit.volatile.serving != active {
-        let since = *unit.volatile.shadow_waits_since.get_or_insert(turn.ctx.mono_ms);
+        let _ = unit.waits_for_an_answer(turn); // when it has waited too long, a shadow is pointless: see above
         hold(unit, HOLD_SERVING, "waits until the running version answers, to be compared with it", turn);
-        unit.volatile.recheck_at = Some(since + SERVE_DEADLINE_MS);
+        unit.volatile.recheck_at = unit.volatile.waits_since.map(|since| since + SERVE_DEADLINE_MS);
         return true;
     }
     let most = budget(&order.wanted.policy);
@@ -68,6 +68,21 @@ pub(crate) fn comes_first(unit: &mut Unit, turn: &mut Turn) -> bool {
     true
 }
 
+/// An order asks for a shadow while the version is being loaded to be served: it is taken back, to be compared first. The
+/// try was not the version's fault.
+pub(crate) fn catch_up(unit: &mut Unit, turn: &mut Turn) {
+    let Some((order, _, digest)) = unit.wanted() else { return };
+    let mut tries = turn.next.record.tries(&unit.name, digest);
+    if asked(&order).is_none() || tries.shadowed || pointless(unit, tries.ram_bytes, turn).is_some() {
+        return;
+    }
+    tries.activations = tries.activations.saturating_sub(1);
+    turn.next.record.spend(tries);
+    unload(unit, digest, turn);
+    unit.enter(State::SelfTested, None);
+    unit.volatile.recheck_at = Some(turn.ctx.mono_ms);
+}
+
 /// Why a shadow would show nothing here, or cannot be held.
 fn pointless(unit: &Unit, ram_bytes: u64, turn: &Turn) -> Option<String> {
     let Some(active) = &unit.record.active else {
@@ -79,7 +94,7 @@ fn pointless(unit: &Unit, ram_bytes: u64, turn: &Turn) -> Option<String> {
     if swap(ram_bytes, turn.ctx.ram_available_bytes) == Swap::Exclusive {
         return Some("the free memory does not hold both versions".to_owned());
     }
-    let waited = unit.volatile.shadow_waits_since.map(|since| turn.ctx.mono_ms.saturating_sub(since));
+    let waited = unit.volatile.waits_since.map(|since| turn.ctx.mono_ms.saturating_sub(since));
     let given_up = unit.volatile.reloads > 0 || waited.is_some_and(|ms| ms >= SERVE_DEADLINE_MS);
     (unit.volatile.serving != Some(active.digest) && given_up)
         .then(|| format!("{}, which runs, does not answer", active.version))

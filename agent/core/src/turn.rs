@@ -6,6 +6,7 @@ use plimsoll_protocol::{Digest, ModelName};
 use crate::core::{Core, Volatile};
 use crate::event::{Ctx, Event};
 use crate::outcome::{After, Effect, Outcome, Refused, Report};
+use crate::policy::SERVE_DEADLINE_MS;
 use crate::record::{Blocked, ModelRecord, Order, State, kept};
 
 /// One model, taken out of the core while it is worked on.
@@ -27,7 +28,7 @@ impl Unit {
         self.volatile.told = None;
         self.volatile.why = None;
         self.volatile.comparing = None;
-        self.volatile.shadow_waits_since = None;
+        self.volatile.waits_since = None;
         if matches!(self.record.state, State::Fetching | State::Activating) {
             self.volatile.not_now_since = None;
         }
@@ -58,11 +59,22 @@ impl Unit {
     }
 
     /// The active version answers requests.
-    pub fn serves(&mut self) {
+    /// Whether the running version still has time to answer: its deadline counts from the first time that this is asked.
+    pub fn waits_for_an_answer(&mut self, turn: &Turn) -> bool {
+        let since = *self.volatile.waits_since.get_or_insert(turn.ctx.mono_ms);
+        turn.ctx.mono_ms.saturating_sub(since) < SERVE_DEADLINE_MS
+    }
+
+    /// Notes that the running version answers. `false` when it was ordered out of memory after it had been ordered to
+    /// serve: then it answered for a moment only.
+    pub fn serves(&mut self) -> bool {
         let digest = self.record.active.as_ref().map(|a| a.digest);
-        self.volatile.loaded.extend(digest);
+        if !digest.is_some_and(|digest| self.volatile.loaded.contains(&digest)) {
+            return false;
+        }
         self.volatile.serving = digest;
         self.volatile.reloads = 0;
+        true
     }
 
     /// The serving child is gone, and everything in it.

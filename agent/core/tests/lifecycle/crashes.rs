@@ -229,9 +229,14 @@ fn must_see(script: &Script, before: Option<&Installed>, goal: Digest, shell: &S
     script.goal_shadow && before.is_some_and(|b| b.digest != goal && b.trial_passed) && !skipped
 }
 
+/// How many lives: `PROPTEST_CASES`, or 400.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(400)
+}
+
 proptest! {
-    // 400 lives of up to 120 steps take about two seconds; a larger number by PROPTEST_CASES.
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    // A life that ends badly is printed as a script to keep, so no file of seeds is. 400 lives of up to 120 steps take about two seconds; a larger number by PROPTEST_CASES.
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_a_good_model_keeps_running_and_the_goal_is_reached_in_the_end(
