@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use plimsoll_fleet_core::evidence::{OutputWindow, WINDOWS_KEPT};
+use plimsoll_fleet_core::evidence::{LabelWindow, OutputWindow, WINDOWS_KEPT};
 use plimsoll_protocol::bundle::{MAX_MANIFEST_BYTES, Manifest};
 use plimsoll_protocol::drift::{Baseline, MAX_BASELINE_BYTES};
 use plimsoll_protocol::wire::v1::DriftReport;
@@ -63,7 +63,14 @@ pub fn keep(app: &App, device: &DeviceId, digest: Digest, window: OutputWindow) 
     app.fleet.update(device, |d| Arc::make_mut(&mut d.outputs).add(digest, window));
 }
 
-/// Reads back what the gate needs: the newest windows of every bundle that a device was ordered or says it runs.
+/// Takes the labels of a committed report over. Answers whether there were any.
+pub fn keep_labels(app: &App, device: &DeviceId, report: &DriftReport, at_ms: UnixMillis) -> bool {
+    let Some(window) = LabelWindow::of(report, at_ms) else { return false };
+    app.fleet.update(device, |d| Arc::make_mut(&mut d.outputs).add_labels(report.digest, window));
+    true
+}
+
+/// Reads back what the gates need: the newest windows of every bundle that a device was ordered or says it runs.
 pub async fn load(app: &App) -> Result<(), StoreError> {
     let devices: Vec<(DeviceId, Vec<(ModelName, Digest)>)> = app.fleet.read(|devices| {
         let bundles = |d: &crate::fleet::Device| {
@@ -79,6 +86,7 @@ pub async fn load(app: &App) -> Result<(), StoreError> {
         for (model, digest) in bundles {
             let newest = app.store.newest_drift(&device, &model, &digest, WINDOWS_KEPT * PARTS).await?;
             for record in newest {
+                keep_labels(app, &device, &record.report, record.at_ms);
                 if let Some(window) = reduce(app, &record.report, record.at_ms).await {
                     keep(app, &device, digest, window);
                 }

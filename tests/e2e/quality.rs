@@ -129,3 +129,48 @@ async fn refused_values_and_late_labels_reach_the_operator_by_version() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_version_that_answers_in_time_and_wrongly_is_stopped_by_labels() {
+    Site::play(1, async |site| {
+        site.publish(&pack(site, "1.1.0", &[]).await?).await?;
+        let mut args = vec!["rollout", "start", "--model", MODEL, "--version", "1.1.0", "--stages", "100%"];
+        args.extend([
+            "--selector",
+            "site = lyon",
+            "--trial",
+            "1s",
+            "--trial-requests",
+            "0",
+            "--jitter",
+            "0s",
+        ]);
+        args.extend(["--soak", "10m", "--max-confidence-drop", "1", "--min-accuracy", "90"]);
+        let started = site.fleet.plimsoll(&args).await?;
+        let id = started["id"].as_str().context("no id")?.parse()?;
+        site.all_run("1.1.0").await?;
+
+        // It answers; whoever looked afterwards saw another digit each time.
+        let agent = &site.fleet.agents[0];
+        let base = format!("http://{}/v2/models/{MODEL}", agent.listen);
+        let application = Application { base, client: reqwest::Client::builder().no_proxy().build()? };
+        let mut labels = Vec::new();
+        for image in site.replay.images.iter().take(40) {
+            let (id, version, digit) = application.predict(image).await?;
+            ensure!(version == "1.1.0", "{version} answers");
+            labels.push(json!({ "prediction_id": id, "label": ((digit + 1) % 10).to_string() }));
+        }
+        let (status, taken) = application.post("feedback", &json!(labels)).await?;
+        ensure!(status == 200 && taken["taken"] == 40 && taken["correct"] == 0, "{status}: {taken}");
+
+        let ended = site.ended(&id, RolloutStatus::RolledBack).await?;
+        let words = "40 of 40 labelled answers of 1 device are wrong";
+        ensure!(
+            ended.reason.contains(words) && ended.reason.contains("90 % must be right"),
+            "{}",
+            ended.reason
+        );
+        site.all_run("1.0.0").await
+    })
+    .await;
+}

@@ -250,7 +250,7 @@ mod tests {
         for (script, words) in [
             ("echo hello; read x", "could not be read"),
             (
-                r#"echo '{"answer":"hangs","model":"m","digest":"sha256:'$(printf 0%.0s $(seq 64))'","reason":"m 1.0.0 does not end"}'; read x; read x"#,
+                r#"echo '{"answer":"hangs","model":"m","digest":"'$(printf 0%.0s $(seq 64))'","reason":"m 1.0.0 does not end"}'; read x; read x"#,
                 "m 1.0.0 does not end",
             ),
             ("exit 3", "exit code 3"),

@@ -41,7 +41,7 @@ use plimsoll_protocol::wire::v1::JobPhase;
 use plimsoll_protocol::{DeviceId, Digest, UnixMillis};
 
 use self::scale::Scale;
-pub use self::windows::{BUNDLES_KEPT, OutputWindow, Outputs, WINDOWS_KEPT};
+pub use self::windows::{BUNDLES_KEPT, LabelWindow, OutputWindow, Outputs, WINDOWS_KEPT};
 use crate::gate::Reading;
 use crate::rollout::{Member, Rollout};
 use crate::view::DeviceView;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use plimsoll_protocol::wire::v1::{Desired, DesiredModel};
 use plimsoll_protocol::{DeviceId, Digest, Generation, ModelName, UnixMillis};
 
+use crate::accuracy;
 use crate::evidence::{self, Outputs};
 use crate::planner::{self, Plan};
 use crate::rollout::{Bundle, Rollout};
@@ -98,7 +99,9 @@ pub fn view(
     let seen: BTreeMap<DeviceId, DeviceView> = devices.iter().map(one).collect();
     let outputs = evidence::weigh(rollout, &seen, |device| devices.get(device).map(|f| &*f.outputs));
     let shadow = shadow::weigh(rollout, |device| devices.get(device)?.shadows.get(model).map(Vec::as_slice));
-    Ok(FleetView { devices: seen, readings: Vec::new(), shadow, outputs, revoked: revoked.clone() })
+    let accuracy = accuracy::weigh(rollout, |device| devices.get(device).map(|f| &*f.outputs));
+    let readings = accuracy.into_iter().collect();
+    Ok(FleetView { devices: seen, readings, shadow, outputs, revoked: revoked.clone() })
 }
 
 fn of_model<'a>(rollouts: &'a [Rollout], model: &'a ModelName) -> impl Iterator<Item = &'a Rollout> {

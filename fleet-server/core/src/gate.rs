@@ -22,7 +22,7 @@
 use plimsoll_protocol::api::GateSpec;
 use plimsoll_protocol::share;
 
-/// Gates that always share the error budget; a gate on shadows takes its share when a rollout has one.
+/// Gates that always share the error budget; gates on shadows and accuracy take their share when a rollout has them.
 pub const GATES: f64 = 2.0;
 /// Below this chance at the limit, a person is asked: one healthy rollout in twenty at the limit itself; at half the
 /// limit (1 % against 2 %) about one in fifty for two canaries, one in six hundred for fifty.
@@ -193,10 +193,44 @@ impl Share {
     }
 }
 
+/// Judges answers of which `(bad, all)` are not as they should be, against a limit in percent. `counted` says so in words.
+pub(crate) fn judge_answers(
+    gate: &GateSpec,
+    limit_percent: f64,
+    (bad, all): (u64, u64),
+    counted: String,
+) -> (Verdict, String) {
+    if bad == 0 {
+        return (Verdict::Pass, counted);
+    }
+    let limit = limit_percent / 100.0;
+    let alpha = budget(gate);
+    if share::evidence_above(limit, bad, all) >= 1.0 / alpha {
+        let text = format!(
+            "{counted}; at {} confidence that stands for more than {} of all, above the limit of {}",
+            percent(gate.confidence * 100.0),
+            percent(share::lower_bound(bad, all, alpha) * 100.0),
+            percent(limit_percent),
+        );
+        return (Verdict::Breach, text);
+    }
+    let chance = share::tail(limit, bad, all);
+    if chance < DOUBT {
+        let text = format!(
+            "{counted}; a version at the limit of {} does so with a chance of {}: too few answers for proof, too many \
+             for chance",
+            percent(limit_percent),
+            percent(chance * 100.0),
+        );
+        return (Verdict::Doubt, text);
+    }
+    (Verdict::Pass, counted)
+}
+
 /// Error probability of one gate.
 pub(crate) fn budget(gate: &GateSpec) -> f64 {
-    let shadow = if gate.max_shadow_disagree_percent.is_some() { 1.0 } else { 0.0 };
-    (1.0 - gate.confidence) / (GATES + shadow)
+    let more = [gate.max_shadow_disagree_percent, gate.min_accuracy_percent];
+    (1.0 - gate.confidence) / (GATES + more.iter().flatten().count() as f64)
 }
 
 /// Fewest bad devices among `n` that breach a limit; `None` when even all would not.

@@ -16,11 +16,13 @@
 //! | [`gate`] | is it well with those that have it? |
 //! | [`evidence`] | does it answer as surely as the version before did? |
 //! | [`shadow`] | does it answer otherwise than the version before, on the same requests? |
+//! | [`accuracy`] | is it right, where labels came later? |
 //! | [`planner`] | who is next? |
 //! | [`act`] | what may a person do to a rollout? |
 //! | [`summary`] | where does it stand, in words? |
 //! | [`fleet`] | all rollouts together: who owns which device, and the document each device gets |
 
+pub mod accuracy;
 pub mod act;
 pub mod cohort;
 pub mod evidence;

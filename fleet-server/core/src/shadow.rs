@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 
 use plimsoll_protocol::api::{DeviceShadow, ShadowEvidence};
 use plimsoll_protocol::wire::v1::ShadowReport;
-use plimsoll_protocol::{DeviceId, UnixMillis, share};
+use plimsoll_protocol::{DeviceId, UnixMillis};
 
-use crate::gate::{self, DOUBT, Reading, Verdict, devices, percent};
+use crate::gate::{self, Reading, Verdict, devices};
 use crate::rollout::Rollout;
 
 /// Name of the gate.
@@ -97,30 +97,10 @@ fn verdict(
     let totals = || compared.iter().map(|v| &v.report.totals);
     let (rows, differ) = totals().fold((0, 0), |(n, bad), t| (n + t.rows, bad + t.differ));
     let above = totals().filter(|t| t.differ as f64 > limit * t.rows as f64).count();
-    if above * 2 < compared.len() || differ == 0 {
+    if above * 2 < compared.len() {
         return (Verdict::Pass, counted);
     }
-    let alpha = gate::budget(gate);
-    if share::evidence_above(limit, differ, rows) >= 1.0 / alpha {
-        let text = format!(
-            "{counted}; at {} confidence more than {} of all would, above the limit of {}",
-            percent(gate.confidence * 100.0),
-            percent(share::lower_bound(differ, rows, alpha) * 100.0),
-            percent(limit_percent),
-        );
-        return (Verdict::Breach, text);
-    }
-    let chance = share::tail(limit, differ, rows);
-    if chance < DOUBT {
-        let text = format!(
-            "{counted}; a version at the limit of {} does so with a chance of {}: too few rows for proof, too many \
-             for chance",
-            percent(limit_percent),
-            percent(chance * 100.0),
-        );
-        return (Verdict::Doubt, text);
-    }
-    (Verdict::Pass, counted)
+    gate::judge_answers(gate, limit_percent, (differ, rows), counted)
 }
 
 /// `in shadow on 3 devices 412 of 3,000 answers differ from those of 1.0.0`

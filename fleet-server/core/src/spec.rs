@@ -289,6 +289,11 @@ fn check_numbers(spec: &RolloutSpec) -> Result<(), SpecError> {
         }
     }
     check_shadow(spec)?;
+    if let Some(least) = gate.min_accuracy_percent
+        && !(1.0..=99.99).contains(&least)
+    {
+        return Err(range("gate.min_accuracy_percent", least, "1 to 99.99 percent are allowed"));
+    }
     if !(0.5..=0.999_999).contains(&gate.confidence) {
         return Err(range("gate.confidence", gate.confidence, "0.5 to 0.999999 are allowed; 0.99 is usual"));
     }

@@ -76,6 +76,7 @@ impl Ingest {
             news |= self.take_over(&device, outcome, now);
         }
         for (_, device, report) in drifts {
+            news |= outputs::keep_labels(&self.app, &device, &report, now);
             self.app.drift.heard(&self.app, &device, &report).await;
         }
         for (device, report) in health {

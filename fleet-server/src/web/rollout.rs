@@ -38,6 +38,9 @@ pub(super) fn fragment(page: &RolloutPage) -> Markup {
                     @if let Some(limit) = gate.max_shadow_disagree_percent {
                         "; or in shadow more than " (limit) " % of its answers differ from those of the version before"
                     }
+                    @if let Some(least) = gate.min_accuracy_percent {
+                        "; or fewer than " (least) " % of its labelled answers are right"
+                    }
                     @if gate.outputs.max_confidence_drop < 1.0 {
                         "; or the mean confidence of its answers falls by more than "
                         (gate.outputs.max_confidence_drop) " on the devices that have it and not on the others, at "

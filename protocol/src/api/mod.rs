@@ -230,6 +230,9 @@ pub struct GateSpec {
     /// compared; without it shadows are reported and judged by each device only. Needs `policy.shadow`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_shadow_disagree_percent: Option<f64>,
+    /// Labelled answers that must be right, percent, over all devices with labels; without it accuracy is shown only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_accuracy_percent: Option<f64>,
     /// What the version answers, compared with what the one before answered on the same devices.
     pub outputs: OutputGate,
 }
@@ -269,6 +272,7 @@ impl Default for GateSpec {
             max_silent_percent: 2.0,
             confidence: 0.99,
             max_shadow_disagree_percent: None,
+            min_accuracy_percent: None,
             outputs: OutputGate::default(),
         }
     }
@@ -337,7 +341,7 @@ pub struct RolloutInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<OutputEvidence>,
     /// What late labels say of the version, and of the newest other one that has labels; in words, empty when none came.
-    /// Shown, not judged.
+    /// Judged when the gate says how many must be right.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub accuracy: String,
     /// What its shadows saw, on devices that compared it with the version before.

@@ -51,30 +51,96 @@ impl OutputWindow {
     }
 }
 
+/// The labels that came in one closed window, whatever answers they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LabelWindow {
+    /// Index of the window: rises with every window of the bundle on the device.
+    pub index: u64,
+    /// Server time at which it came.
+    pub at_ms: UnixMillis,
+    /// Answers of classes that got a label.
+    pub labelled: u32,
+    /// Of those, not the label.
+    pub wrong: u32,
+}
+
+impl LabelWindow {
+    /// Reduces a report to its labels. `None` when it has none, or more right ones than labels.
+    pub fn of(report: &DriftReport, at_ms: UnixMillis) -> Option<Self> {
+        let truth = &report.window.truth;
+        let wrong = truth.labelled.checked_sub(truth.correct)?;
+        let [labelled, wrong] = [truth.labelled, wrong].map(u32::try_from);
+        let (labelled, wrong) = (labelled.ok()?, wrong.ok()?);
+        // The first part of a window carries what is not of a feature.
+        (report.part.0 == 0 && labelled > 0).then_some(Self { index: report.index, at_ms, labelled, wrong })
+    }
+}
+
 /// The newest closed windows of one device, by bundle.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outputs(BTreeMap<Digest, Vec<OutputWindow>>);
+pub struct Outputs {
+    answers: BTreeMap<Digest, Vec<OutputWindow>>,
+    labels: BTreeMap<Digest, Vec<LabelWindow>>,
+}
 
 impl Outputs {
     /// Takes a window over; the oldest go. One that is known already replaces itself.
     pub fn add(&mut self, digest: Digest, window: OutputWindow) {
-        let windows = self.0.entry(digest).or_default();
-        let at = windows.partition_point(|w| w.index < window.index);
-        match windows.get_mut(at).filter(|w| w.index == window.index) {
-            Some(known) => *known = window,
-            None => windows.insert(at, window),
-        }
-        let old = windows.len().saturating_sub(WINDOWS_KEPT);
-        windows.drain(..old);
-        if self.0.len() > BUNDLES_KEPT {
-            let newest = |w: &Vec<OutputWindow>| w.iter().map(|w| w.at_ms).max();
-            let stale = self.0.iter().min_by_key(|(_, w)| newest(w)).map(|(digest, _)| *digest);
-            stale.map(|digest| self.0.remove(&digest));
-        }
+        add(&mut self.answers, digest, window);
+    }
+
+    /// The same of its labels.
+    pub fn add_labels(&mut self, digest: Digest, window: LabelWindow) {
+        add(&mut self.labels, digest, window);
     }
 
     /// The windows of one bundle, oldest first.
     pub fn of(&self, digest: &Digest) -> &[OutputWindow] {
-        self.0.get(digest).map_or(&[], Vec::as_slice)
+        self.answers.get(digest).map_or(&[], Vec::as_slice)
+    }
+
+    /// The labels of one bundle, oldest first.
+    pub fn labels_of(&self, digest: &Digest) -> &[LabelWindow] {
+        self.labels.get(digest).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// A window of either kind.
+trait Closed {
+    fn index(&self) -> u64;
+    fn at_ms(&self) -> UnixMillis;
+}
+
+impl Closed for OutputWindow {
+    fn index(&self) -> u64 {
+        self.index
+    }
+    fn at_ms(&self) -> UnixMillis {
+        self.at_ms
+    }
+}
+
+impl Closed for LabelWindow {
+    fn index(&self) -> u64 {
+        self.index
+    }
+    fn at_ms(&self) -> UnixMillis {
+        self.at_ms
+    }
+}
+
+fn add<W: Closed>(all: &mut BTreeMap<Digest, Vec<W>>, digest: Digest, window: W) {
+    let windows = all.entry(digest).or_default();
+    let at = windows.partition_point(|w| w.index() < window.index());
+    match windows.get_mut(at).filter(|w| w.index() == window.index()) {
+        Some(known) => *known = window,
+        None => windows.insert(at, window),
+    }
+    let old = windows.len().saturating_sub(WINDOWS_KEPT);
+    windows.drain(..old);
+    if all.len() > BUNDLES_KEPT {
+        let newest = |w: &Vec<W>| w.iter().map(W::at_ms).max();
+        let stale = all.iter().min_by_key(|(_, w)| newest(w)).map(|(digest, _)| *digest);
+        stale.map(|digest| all.remove(&digest));
     }
 }

@@ -5,8 +5,10 @@
 //! fleet 6                       cam-1 … cam-6 exist, connected, on 1.0.0
 //! device cam-7 site=lyon        one more (none=1: runs no model; offline=1)
 //! rollout r1 1.1.0 2 soak=10, 100% ; select site = lyon ; max_failed 10 ; pause ; supersede ;
-//!                               silent 60 ; trial 600 ; shadow 1200 5 (seconds, percent) ; warnings (prints them)
+//!                               silent 60 ; trial 600 ; shadow 1200 5 (seconds, percent) ; accuracy 95 ;
+//!                               warnings (prints them)
 //! shadowed 12 120 cam-1 | all   what they compared of the order so far: 12 of 120 rows differ
+//! labelled 14 120 cam-1 | all   labels came for what they run: 14 of 120 answers were wrong
 //! tick 10s                      the clock moves, then the server plans
 //! clock -1h                     the clock jumps; nothing else happens
 //! obey cam-1 cam-2 | all        devices do what they were told, and it is active; `all` are those connected
@@ -115,7 +117,8 @@ impl Stage {
             }
             "revoke" => _ = self.world.revoked.insert(bundle(rest).digest),
             "window" => self.window(rest),
-            "shadowed" => self.shadowed(rest),
+            "shadowed" => self.of_so_many(rest, World::shadowed),
+            "labelled" => self.of_so_many(rest, World::labelled),
             "restart" => self.world.restart(),
             "pause" => self.act(rest, Action::Pause),
             "resume" => self.act(rest, Action::Resume),
@@ -143,12 +146,13 @@ impl Stage {
         names.iter().for_each(|name| self.world.window(name, mean, n));
     }
 
-    fn shadowed(&mut self, rest: &str) {
+    /// `14 120 cam-1`
+    fn of_so_many(&mut self, rest: &str, say: fn(&mut World, &DeviceId, u32, u32)) {
         let mut words = rest.splitn(3, ' ');
-        let differ = words.next().unwrap().parse().unwrap();
-        let rows = words.next().unwrap().parse().unwrap();
+        let some = words.next().unwrap().parse().unwrap();
+        let all = words.next().unwrap().parse().unwrap();
         for name in self.named(words.next().unwrap()) {
-            self.world.shadowed(&name, differ, rows);
+            say(&mut self.world, &name, some, all);
         }
     }
 
@@ -197,6 +201,7 @@ impl Stage {
                     spec.policy.shadow = Some(ShadowPolicy { seconds, ..ShadowPolicy::default() });
                     spec.gate.max_shadow_disagree_percent = Some(limit.parse().unwrap());
                 }
+                "accuracy" => spec.gate.min_accuracy_percent = Some(value.parse().unwrap()),
                 "pause" => spec.on_breach = OnBreach::Pause,
                 "supersede" => spec.supersede = true,
                 "warnings" => loud = true,

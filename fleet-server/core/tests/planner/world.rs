@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use plimsoll_fleet_core::act::{self, ActError, Action, NewRollout, StartError};
-use plimsoll_fleet_core::evidence::OutputWindow;
+use plimsoll_fleet_core::evidence::{LabelWindow, OutputWindow};
 use plimsoll_fleet_core::shadow::ShadowView;
 use plimsoll_fleet_core::view::{Now, Revoked, Running};
 use plimsoll_fleet_core::{Bundle, Facts, JobView, Plan, Rollout, ValidSpec, fleet};
@@ -215,8 +215,17 @@ impl World {
         Arc::make_mut(&mut facts.outputs).add(digest, window);
     }
 
+    /// Labels came for so many answers of what the device runs.
+    pub fn labelled(&mut self, name: &DeviceId, wrong: u32, labelled: u32) {
+        let facts = self.devices.get_mut(name).unwrap();
+        let digest = facts.running.get(&model()).unwrap().bundle.digest;
+        let index = facts.outputs.labels_of(&digest).last().map_or(0, |w| w.index + 1);
+        let window = LabelWindow { index, at_ms: self.now_ms, labelled, wrong };
+        Arc::make_mut(&mut facts.outputs).add_labels(digest, window);
+    }
+
     /// The device, which was told to run another version, has compared so many rows of it with what it runs.
-    pub fn shadowed(&mut self, name: &DeviceId, differ: u64, rows: u64) {
+    pub fn shadowed(&mut self, name: &DeviceId, differ: u32, rows: u32) {
         let Some(wanted) = self.stored.get(name).and_then(|doc| doc.models.first()).cloned() else { return };
         let at_ms = self.now_ms;
         let facts = self.devices.get_mut(name).unwrap();
@@ -231,7 +240,7 @@ impl World {
             current: current.map(|b| b.digest),
             end: ShadowEnd::Open,
             reason: None,
-            totals: ShadowTotals { rows, differ, ..ShadowTotals::default() },
+            totals: ShadowTotals { rows: rows.into(), differ: differ.into(), ..ShadowTotals::default() },
         };
         facts.shadows.insert(model(), vec![ShadowView { report, at_ms }]);
     }

@@ -64,6 +64,10 @@ pub struct Start {
     /// and the rollout over all devices. Without it shadows are only reported.
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=50))]
     max_shadow_disagreement: Option<u32>,
+    /// Labelled answers in percent that must be right: fewer, when it is proven, stops the rollout. Labels come by
+    /// `POST …/feedback`; give a stage a soak in which they can. Without it accuracy is only shown.
+    #[arg(long, value_name = "PERCENT")]
+    min_accuracy: Option<f64>,
     /// A device that has not heard the server for so long does not activate.
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     lease: Option<u32>,
@@ -140,6 +144,7 @@ impl Start {
         set(&mut spec.gate.max_failed_percent, &self.max_failed);
         set(&mut spec.gate.max_silent_percent, &self.max_silent);
         set(&mut spec.gate.confidence, &self.confidence);
+        spec.gate.min_accuracy_percent = self.min_accuracy.or(spec.gate.min_accuracy_percent);
         set(&mut spec.gate.outputs.max_confidence_drop, &self.max_confidence_drop);
         set(&mut spec.gate.outputs.min_readings, &self.min_readings);
         set(&mut spec.gate.outputs.max_wait_s, &self.readings_wait);
@@ -273,6 +278,13 @@ mod tests {
         assert_eq!(start("--trial 5s").unwrap().policy.shadow, None);
         let error = start("--shadow-sample 25").unwrap_err();
         assert!(error.to_string().contains("--shadow 20m"), "{error}");
+    }
+
+    #[test]
+    fn a_least_accuracy_is_asked_for_by_name() {
+        let start = |flags: &str| spec(&format!("start --model meter --version 1.1.0 {flags}")).unwrap();
+        assert_eq!(start("--min-accuracy 97.5").gate.min_accuracy_percent, Some(97.5));
+        assert_eq!(start("--trial 5s").gate.min_accuracy_percent, None);
     }
 
     #[test]
