@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 
 use super::account::Account;
 use super::drift::{self, Drift};
+use super::pace::Pace;
 use super::runner::{Outcome, Runner};
 
 /// After so many of its limits a run is taken for one that never ends: with the default of 5 s after 20 s. A run that
@@ -184,7 +185,7 @@ impl Hosted {
             featurizer,
             account: Account::new(manifest, digest, drift),
             on_fault,
-            pace: Mutex::default(),
+            pace: Mutex::new(Pace::new(std::thread::available_parallelism().map_or(1, usize::from))),
         });
         let (alive, ended) = oneshot::channel();
         let works = runner.clone();
@@ -242,11 +243,9 @@ impl Hosted {
             self.refused_by_policy(&refusal, inputs);
             return Err(refusal.into());
         }
-        let outcome = if lock(&self.runner.pace).is_quick(&inputs) {
-            Ok(self.run_now(inputs))
-        } else {
-            self.hand_over(inputs, start).await
-        };
+        let is_for_here = lock(&self.runner.pace).is_for_here(&inputs, start);
+        let outcome =
+            if is_for_here { Ok(self.run_now(inputs)) } else { self.hand_over(inputs, start).await };
         let result = match outcome {
             Ok(Ok(outputs)) => Ok(outputs),
             // Checked before; an engine may be pickier than the manifest.
@@ -261,7 +260,9 @@ impl Hosted {
             }
             Err(why) => Err(why),
         };
-        self.account().took(start.elapsed(), result.is_err());
+        let end = Instant::now();
+        lock(&self.runner.pace).answered(end);
+        self.account().took(end.saturating_duration_since(start), result.is_err());
         result
     }
 
