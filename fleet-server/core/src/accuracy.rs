@@ -59,53 +59,22 @@ pub fn weigh<'a>(rollout: &Rollout, outputs: impl Fn(&DeviceId) -> Option<&'a Ou
 #[cfg(test)]
 mod tests {
     use plimsoll_protocol::Digest;
-    use plimsoll_protocol::api::RolloutStatus;
-    use plimsoll_protocol::ids::RolloutId;
 
     use super::*;
     use crate::evidence::LabelWindow;
-    use crate::rollout::{Bundle, RolloutState};
+    use crate::testing::device;
 
     fn target() -> Digest {
         Digest::of(b"1.1.0")
     }
 
     fn rollout(least: Option<f64>, devices: usize) -> Rollout {
-        let spec = serde_json::json!({
-            "model": "meter", "version": "1.1.0", "stages": [{ "size": "100%" }],
-            "gate": { "min_accuracy_percent": least },
-        });
-        let member = Member {
-            stage: 0,
-            ordered_ms: 10,
-            previous: None,
-            reached_ms: Some(10),
-            answer: None,
-            recalled: None,
-        };
-        let members = (0..devices).map(|n| (device(n), member.clone())).collect();
-        let state = RolloutState {
-            id: RolloutId::new("r1").unwrap(),
-            number: 1,
-            epoch: 1,
-            seed: 7,
-            spec: serde_json::from_value(spec).unwrap(),
-            target: Bundle { version: "1.1.0".parse().unwrap(), digest: target() },
-            started_ms: 0,
-            ended_ms: None,
-            status: RolloutStatus::Running,
-            reason: String::new(),
-            stages: vec![],
-            approved: 0,
-            accepted_ms: None,
-            stopped_for: None,
-            evidence: None,
-        };
-        Rollout { state, members }
-    }
-
-    fn device(n: usize) -> DeviceId {
-        DeviceId::new(&format!("cam-{n}")).unwrap()
+        let mut rollout = crate::testing::rollout(
+            serde_json::json!({ "gate": { "min_accuracy_percent": least } }),
+            devices,
+        );
+        rollout.members.values_mut().for_each(|member| member.ordered_ms = 10);
+        rollout
     }
 
     /// So many of so many labels were wrong, in two windows that came at these times.

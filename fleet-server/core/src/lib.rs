@@ -35,6 +35,8 @@ pub mod selector;
 pub mod shadow;
 pub mod spec;
 pub mod summary;
+#[cfg(test)]
+mod testing;
 pub mod view;
 
 pub use fleet::Facts;

@@ -1,44 +1,19 @@
 use std::collections::BTreeMap;
 
-use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_protocol::ids::RolloutId;
 use plimsoll_protocol::wire::v1::{ShadowEnd, ShadowReport, ShadowTotals};
 use plimsoll_protocol::{DeviceId, Digest, ModelName};
 
 use super::{ShadowView, weigh};
 use crate::gate::Verdict;
-use crate::rollout::{Bundle, Member, Rollout, RolloutState};
+use crate::rollout::Rollout;
+use crate::testing::device;
 
 fn rollout(limit: Option<f64>, devices: usize) -> Rollout {
-    let spec = serde_json::json!({
-        "model": "meter", "version": "1.1.0", "stages": [{ "size": "100%" }],
+    let more = serde_json::json!({
         "gate": { "max_shadow_disagree_percent": limit }, "policy": { "shadow": { "min_rows": 100 } },
     });
-    let member =
-        Member { stage: 0, ordered_ms: 0, previous: None, reached_ms: Some(0), answer: None, recalled: None };
-    let members = (0..devices).map(|n| (device(n), member.clone())).collect();
-    let state = RolloutState {
-        id: RolloutId::new("r1").unwrap(),
-        number: 1,
-        epoch: 1,
-        seed: 7,
-        spec: serde_json::from_value(spec).unwrap(),
-        target: Bundle { version: "1.1.0".parse().unwrap(), digest: Digest::of(b"1.1.0") },
-        started_ms: 0,
-        ended_ms: None,
-        status: RolloutStatus::Running,
-        reason: String::new(),
-        stages: vec![],
-        approved: 0,
-        accepted_ms: None,
-        stopped_for: None,
-        evidence: None,
-    };
-    Rollout { state, members }
-}
-
-fn device(n: usize) -> DeviceId {
-    DeviceId::new(&format!("cam-{n}")).unwrap()
+    crate::testing::rollout(more, devices)
 }
 
 fn report(differ: u64, rows: u64) -> ShadowView {
