@@ -4,7 +4,7 @@
 //! the thread that asks, and whatever a load or a run allocates there and then is that model's. A program counts once it
 //! makes [`Counting`] its allocator; without it everything costs 0 bytes.
 //!
-//! An allocation costs two additions to a number of the thread more: below what a benchmark of the perceptron shows.
+//! An allocation costs an addition and a comparison on numbers of its thread more.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
