@@ -25,5 +25,5 @@ pub use fleet::{Agent, Fleet, Settings};
 pub use ledger::Ledger;
 pub use process::Process;
 pub use replay::{Image, Replay};
-pub use site::{MODEL, Order, STEP, Site};
+pub use site::{MODEL, Order, RETURN, STEP, Site};
 pub use wait::until;

@@ -16,6 +16,9 @@ use crate::{Agent, Fleet, Replay, Settings, feeder, until};
 pub const MODEL: &str = "meter-reader";
 /// What one step of a test may take on a loaded machine of two cores; in a quiet one it takes a second or two.
 pub const STEP: Duration = Duration::from_secs(30);
+/// Longest that anything takes for which a device must come back by itself: one whose connections, or whose serving
+/// process, ended again and again waits up to 60 s before the next try (`CAP_MS` and `MAX_PAUSE` of the agent).
+pub const RETURN: Duration = Duration::from_secs(120);
 /// Longest wait for one answer of a local model: its own timeout is 5 s.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
@@ -165,7 +168,7 @@ impl Site {
 
     /// Waits until a rollout has ended, and so.
     pub async fn ended(&self, id: &RolloutId, how: RolloutStatus) -> Result<RolloutInfo> {
-        let info = until(&format!("rollout {id} to end"), STEP, || async {
+        let info = until(&format!("rollout {id} to end"), RETURN, || async {
             let info = self.fleet.api.rollout(id).await?;
             ensure!(info.status.is_end(), "it is {:?}: {}", info.status, info.reason);
             Ok(info)

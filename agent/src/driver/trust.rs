@@ -33,6 +33,8 @@ pub(super) struct Watch {
     ended: mpsc::Receiver<Look>,
     next_ms: u64,
     under_way: bool,
+    /// Something happened while a look was under way, which may have begun too early to see it.
+    again: bool,
     /// When the last look that succeeded ended.
     fresh_ms: Option<u64>,
     root_version: Option<u64>,
@@ -54,7 +56,16 @@ impl Watch {
     pub fn starting(spread_ms: u64, now_ms: u64) -> Self {
         let next_ms = now_ms + random_u64() % spread_ms.max(1);
         let (send, ended) = mpsc::channel(1);
-        Self { send, ended, next_ms, under_way: false, fresh_ms: None, root_version: None, alarm: None }
+        Self {
+            send,
+            ended,
+            next_ms,
+            under_way: false,
+            again: false,
+            fresh_ms: None,
+            root_version: None,
+            alarm: None,
+        }
     }
 
     /// The end of the look under way; waits for ever while there is none.
@@ -69,6 +80,7 @@ impl Watch {
 
     /// Something happened that may be news.
     pub fn soon(&mut self, now_ms: u64) {
+        self.again |= self.under_way;
         self.next_ms = self.next_ms.min(now_ms + around(SOON_MS));
     }
 
@@ -86,6 +98,9 @@ impl Watch {
     fn take(&mut self, now_ms: u64, failure: Option<&FetchError>) -> Option<News> {
         self.under_way = false;
         self.next_ms = now_ms + around(if failure.is_some() { RETRY_MS } else { PERIOD_MS });
+        if std::mem::take(&mut self.again) {
+            self.soon(now_ms);
+        }
         match failure {
             None => {
                 self.fresh_ms = Some(now_ms);
@@ -241,5 +256,18 @@ mod tests {
         assert!((PERIOD_MS / 2..PERIOD_MS * 3 / 2).contains(&next), "{next}");
         watch.soon(7_000);
         assert!(watch.next_ms().unwrap() <= 7_000 + SOON_MS * 2);
+    }
+
+    #[test]
+    fn what_happens_during_a_look_is_looked_at_after_it() {
+        let mut watch = Watch::starting(0, 0);
+        watch.under_way = true;
+        watch.soon(1_000);
+        assert_eq!(watch.next_ms(), None, "one at a time");
+        assert_eq!(watch.take(2_000, None), None);
+        assert!(watch.next_ms().unwrap() <= 2_000 + SOON_MS * 2);
+        watch.under_way = true;
+        watch.take(3_000, None);
+        assert!(watch.next_ms().unwrap() >= 3_000 + PERIOD_MS / 2, "once");
     }
 }

@@ -8,21 +8,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{ended_somehow, listed, offer, version};
-use crate::{STEP, Site, until};
+use crate::{RETURN, STEP, Site, until};
 
 /// Strikes while one version is rolled out. Fewer than the three tries that a device has for a version, so that a
 /// round that fails does so for a reason and not for want of tries.
 const STRIKES: u32 = 2;
-
-/// A serving child that is killed again and again waits up to 30 s before it starts once more; as long again to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What was done and seen.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -136,7 +133,7 @@ fn strike(site: &Site, chance: &mut StdRng) -> Result<Victim> {
 /// Every device answers, with a version that it may have.
 async fn everyone_answers(site: &Site, round: u32, seen: &mut Kills) -> Result<()> {
     for agent in &site.fleet.agents {
-        let answered = until(&format!("{} to answer", agent.name), PATIENCE, || site.ask(agent)).await?;
+        let answered = until(&format!("{} to answer", agent.name), RETURN, || site.ask(agent)).await?;
         // A version that failed under fire stays behind on one device while the others go on.
         let known = (0..=round).any(|r| answered == version(r));
         ensure!(known, "{} answers with {answered}, which was never rolled out to it", agent.name);

@@ -14,7 +14,7 @@ use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_protocol::ids::RolloutId;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::{Order, STEP, Site, until};
+use crate::{Order, RETURN, Site, until};
 
 pub use kills::{Kills, kills};
 pub use updates::{Footprint, Taken, Updates, updates};
@@ -57,7 +57,7 @@ async fn order(site: &Site, round: u32, bundle: &Path) -> Result<RolloutId> {
 
 /// How the rollout ended, be it well or not.
 async fn ended_somehow(site: &Site, id: &RolloutId) -> Result<String> {
-    until(&format!("rollout {id} to end or to wait for a person"), STEP, || async {
+    until(&format!("rollout {id} to end or to wait for a person"), RETURN, || async {
         let info = site.fleet.api.rollout(id).await?;
         let over = info.status.is_end() || info.status == RolloutStatus::Paused;
         ensure!(over, "it is {:?}: {}", info.status, info.reason);

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::super::{SOURCE, listed, offer, version};
 use super::{Log, some_cut};
 use crate::disk::Disk;
-use crate::{Feeder, Ledger, MODEL, Order, STEP, Site, until};
+use crate::{Feeder, Ledger, MODEL, Order, RETURN, STEP, Site, until};
 
 /// Between two cuts: the server starts in about half a second, and then some actions and dozens of reports fall.
 const BETWEEN: std::ops::Range<f64> = 0.05..2.5;
@@ -121,7 +121,7 @@ pub async fn server(
     site.ended(&id, RolloutStatus::Completed).await.context("after the last cut")?;
     site.all_run(&version(last)).await.context("after the last cut")?;
     drop(feeders);
-    until("every report to be acknowledged", STEP, || async {
+    until("every report to be acknowledged", RETURN, || async {
         for agent in &site.fleet.agents {
             let status = site.fleet.status(agent).await?;
             ensure!(status["outbox_entries"] == 0, "{} wait", status["outbox_entries"]);
