@@ -17,10 +17,10 @@ use tokio::process::{Child, Command};
 
 /// A start with a self-test on a machine that runs other tests too takes seconds; this is only the end of hope.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Squares of a product: minutes for [`LONG_ROWS`], nothing for a row.
+/// Squares of a product: minutes for [`LONG`] elements, nothing for one.
 const SQUARES: usize = 400;
-/// Rows whose product takes a second to square.
-const LONG_ROWS: u32 = 2_500;
+/// Elements whose product takes a second to square.
+const LONG: usize = 2_500;
 
 fn agent() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"));
@@ -155,8 +155,7 @@ async fn two_versions_are_served_from_folders_on_an_address_and_a_socket() {
 async fn a_model_that_computes_without_end_has_its_process_replaced_by_itself() {
     plimsoll_agent::tls::install_ring();
     let dir = tempfile::tempdir().unwrap();
-    let mut manifest = testing::classifier_manifest(4, 4);
-    manifest.limits.max_batch = 2 * LONG_ROWS;
+    let mut manifest = testing::squares_manifest();
     manifest.limits.timeout_ms = 100;
     let _ = testing::write_bundle(dir.path(), &testing::squares(SQUARES), manifest);
     let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // free a moment ago
@@ -179,9 +178,9 @@ async fn a_model_that_computes_without_end_has_its_process_replaced_by_itself() 
         tokio::time::timeout(PATIENCE, line).await.unwrap_or_else(|_| panic!("nobody said {words:?}"));
     };
     let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-    let ask = async |rows: u32| {
-        let data = vec![1; 4 * rows as usize];
-        let x = json!({"name": "x", "datatype": "FP32", "shape": [rows, 4], "data": data});
+    let ask = async |elements: usize| {
+        let data = vec![1; elements];
+        let x = json!({"name": "x", "datatype": "FP32", "shape": [1, elements], "data": data});
         let sent =
             client.post(format!("http://{listen}/v2/models/meter/infer")).json(&json!({ "inputs": [x] }));
         sent.send().await.unwrap().status().as_u16()
@@ -189,7 +188,7 @@ async fn a_model_that_computes_without_end_has_its_process_replaced_by_itself() 
     until("try:", false).await;
     let pid = process.id();
     assert_eq!(ask(1).await, 200);
-    assert_eq!(ask(LONG_ROWS).await, 504);
+    assert_eq!(ask(LONG).await, 504);
     until("does not end", true).await;
     until("try:", false).await;
     assert_eq!((ask(1).await, process.id()), (200, pid));

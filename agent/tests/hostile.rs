@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use plimsoll_agent::serve::control::Order;
 use plimsoll_protocol::Digest;
@@ -26,7 +26,14 @@ fn bundle(dir: &Path, good: &Manifest, onnx: &[u8]) {
     std::fs::write(dir.join("bundle.json"), manifest.to_bytes()).unwrap();
 }
 
-/// Exit code and signal, and the reason that the self-test gave.
+/// The process that serves models, without its driver.
+fn serving() -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"));
+    command.arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Exit code, the line of its answer, and what it said on standard error.
 fn self_test(dir: &Path) -> (Option<i32>, Value, String) {
     // As on a small device: a limit that is lower already stays.
     let script = format!("ulimit -d {MEMORY_KIB}; exec \"$@\"");
@@ -85,13 +92,7 @@ fn a_model_that_fills_the_stack_kills_the_process_that_serves_and_nothing_else()
     // A self-test comes first in service; this is for the model that would get past it.
     let (model, version) = (good.model.clone(), good.version.clone());
     let load = Order::Load { model, version, digest, dir: dir.path().to_owned(), next_window: 0 };
-    let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"))
-        .arg("serve")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = serving();
     for order in [configure, load] {
         let line = serde_json::to_string(&order).unwrap();
         writeln!(child.stdin.as_mut().unwrap(), "{line}").unwrap();
@@ -107,13 +108,7 @@ fn a_model_that_fills_the_stack_kills_the_process_that_serves_and_nothing_else()
 
 #[test]
 fn a_process_that_serves_models_is_bounded_before_it_opens_one() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll-agent"))
-        .arg("serve")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = serving();
     // Its answer to nonsense proves that it reads orders; none has told it to open anything.
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"nonsense\n").unwrap();
     let mut line = String::new();

@@ -10,7 +10,7 @@ use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_protocol::bundle::DataType::Fp32;
 use plimsoll_protocol::bundle::Manifest;
 use plimsoll_runtime::testing::hostile::nested_sizes;
-use plimsoll_runtime::testing::{add_file, graph, node};
+use plimsoll_runtime::testing::{add_file, graph, node, squares};
 use plimsoll_tests::{Agent, MODEL, Order, STEP, Site, until};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
@@ -38,18 +38,6 @@ fn greedy() -> Vec<u8> {
         vec![],
         vec![node("Transpose", "column", &["x"], &["c"]), node("MatMul", "product", &["c", "x"], &["y"])],
     )
-}
-
-/// The product of a column and a row, squared again and again.
-fn endless() -> Vec<u8> {
-    let mut nodes =
-        vec![node("Transpose", "column", &["x"], &["c"]), node("MatMul", "product", &["c", "x"], &["p0"])];
-    for at in 0..SQUARES {
-        let (from, to) = (format!("p{at}"), format!("p{}", at + 1));
-        nodes.push(node("MatMul", &format!("square{at}"), &[&from, &from], &[&to]));
-    }
-    nodes.push(node("ReduceMax", "max", &[&format!("p{SQUARES}")], &["y"]));
-    graph(&[("x", Fp32, &[1, -1])], &[("y", Fp32, &[1, 1])], vec![], nodes)
 }
 
 /// Packs and publishes a model whose samples are recorded: of one element, which it masters.
@@ -171,7 +159,7 @@ async fn a_version_that_computes_without_end_in_its_trial_is_rolled_back_and_its
     Site::play(1, async |site| {
         let agent = &site.fleet.agents[0];
         let pid = agent.process.pid();
-        publish(site, &endless(), SHORT_MS, MODEL, "1.1.0").await?;
+        publish(site, &squares(SQUARES), SHORT_MS, MODEL, "1.1.0").await?;
         on_trial(site, agent).await?;
         let code = ask(agent, MODEL, TOO_LONG).await?;
         ensure!(code == 504, "it answered {code}");
@@ -190,7 +178,8 @@ async fn a_model_that_turns_hostile_after_its_trial_is_restarted_and_its_neighbo
         let agent = &site.fleet.agents[0];
         let pid = agent.process.pid();
         shrink(agent)?;
-        for (onnx, limit, model) in [(endless(), SHORT_MS, "grinder"), (greedy(), LONG_MS, "glutton")] {
+        for (onnx, limit, model) in [(squares(SQUARES), SHORT_MS, "grinder"), (greedy(), LONG_MS, "glutton")]
+        {
             publish(site, &onnx, limit, model, "1.0.0").await?;
             let mut args =
                 vec!["rollout", "start", "--model", model, "--version", "1.0.0", "--selector", "site = lyon"];

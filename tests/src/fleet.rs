@@ -241,9 +241,9 @@ impl Fleet {
         std::iter::once(self.server.tail()).chain(agents).collect()
     }
 
-    /// The error with the ends of all logs.
+    /// The ends of all logs, and after them the error: what is cut off a long report is its beginning.
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        anyhow!("{error:#}\n{}", self.tails())
+        anyhow!("{}\n\n{error:#}", self.tails())
     }
 }
 

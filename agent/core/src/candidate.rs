@@ -1,6 +1,6 @@
 //! A version on its way: fetched, staged, self-tested, activated, or given up. Its shadow is in [`shadow`].
 
-use crate::holds::{hold, hold_for_application, hold_for_people, watch_hours};
+use crate::holds::{hold, hold_for_answer, hold_for_application, hold_for_people, watch_hours};
 use crate::outcome::Effect;
 use crate::policy::{
     FETCH_DEADLINE_MS, LOAD_DEADLINE_MS, RETRY_AFTER_CAP_MS, SELF_TEST_DEADLINE_MS, SERVE_DEADLINE_MS,
@@ -9,7 +9,7 @@ use crate::policy::{
 use crate::record::{Installed, State, kept};
 use crate::retry::backoff_ms;
 use crate::running::{load_active, make_room};
-use crate::shadow::{self, HOLD_SERVING};
+use crate::shadow;
 use crate::trust;
 use crate::turn::{Turn, Unit};
 
@@ -132,10 +132,9 @@ pub(crate) fn activate(unit: &mut Unit, turn: &mut Turn) {
     }
     // Nor may a version on trial be about to answer for the first time: if that kills the process, the suspect is it.
     let unproven = unit.record.active.as_ref().filter(|a| !a.trial_passed).map(|a| a.digest);
-    if unproven.is_some_and(|digest| unit.volatile.serving != Some(digest)) && unit.waits_for_an_answer(turn)
-    {
-        hold(unit, HOLD_SERVING, "waits until the version on trial answers, or is gone", turn);
-        unit.volatile.recheck_at = unit.volatile.waits_since.map(|since| since + SERVE_DEADLINE_MS);
+    let silent = unproven.is_some_and(|digest| unit.volatile.serving != Some(digest));
+    if silent && !unit.waited_long_enough(turn) {
+        hold_for_answer(unit, "waits until the version on trial answers, or is gone", turn);
         return;
     }
     if shadow::comes_first(unit, turn) {

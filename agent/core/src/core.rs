@@ -10,12 +10,12 @@ use plimsoll_protocol::{Digest, Generation, ModelName};
 
 use crate::candidate::HOLD_OTHER;
 use crate::event::{Ctx, Event, ModelEvent};
-use crate::holds::Rules;
+use crate::holds::{HOLD_SERVING, Rules};
 use crate::lifecycle::{Step, step};
 use crate::orders;
 use crate::outcome::{Outcome, Refused};
 use crate::record::{Persistent, State};
-use crate::shadow::{Comparing, HOLD_SERVING};
+use crate::shadow::Comparing;
 use crate::trust;
 use crate::turn::{Turn, Unit, job_report};
 

@@ -6,7 +6,11 @@
 
 use plimsoll_protocol::hours::MaintenanceHours;
 
+use crate::policy::SERVE_DEADLINE_MS;
 use crate::turn::{Turn, Unit};
+
+/// The hold that ends when the running version answers.
+pub(crate) const HOLD_SERVING: &str = "serving";
 
 /// What the device's own settings say about updates. Not persisted: the shell reads them at every start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,6 +85,13 @@ pub(crate) fn hold_for_application(unit: &mut Unit, turn: &mut Turn) -> bool {
     hold(unit, "not_now", &text, turn);
     unit.volatile.recheck_at = Some(until.min(bound));
     true
+}
+
+/// Holds the unit until the running version answers, at most for as long as that one may take.
+pub(crate) fn hold_for_answer(unit: &mut Unit, why: &str, turn: &mut Turn) {
+    let since = *unit.volatile.waits_since.get_or_insert(turn.ctx.mono_ms);
+    hold(unit, HOLD_SERVING, why, turn);
+    unit.volatile.recheck_at = Some(since + SERVE_DEADLINE_MS);
 }
 
 /// Says once what the unit waits for.

@@ -13,15 +13,12 @@ use plimsoll_protocol::wire::v1::{
     MAX_SHADOW_S, SHADOW_ERROR, Severity, ShadowEnd, ShadowPolicy, ShadowReport, ShadowTotals,
 };
 
-use crate::candidate::{activate, fail_and_block, wait_for_next_try};
-use crate::holds::hold;
+use crate::candidate::{activate, bring_back, fail_and_block, wait_for_next_try};
+use crate::holds::hold_for_answer;
 use crate::outcome::{Effect, Report};
-use crate::policy::{LOAD_DEADLINE_MS, SERVE_DEADLINE_MS, Swap, budget, swap};
+use crate::policy::{LOAD_DEADLINE_MS, Swap, budget, swap};
 use crate::record::{Order, State, kept};
 use crate::turn::{Turn, Unit};
-
-/// The hold that ends when the running version answers.
-pub(crate) const HOLD_SERVING: &str = "serving";
 
 /// A shadow that compares: what was counted, and from how many rows on it is told again.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,9 +46,7 @@ pub(crate) fn comes_first(unit: &mut Unit, turn: &mut Turn) -> bool {
     }
     let active = unit.record.active.as_ref().map(|a| a.digest);
     if unit.volatile.serving != active {
-        let _ = unit.waits_for_an_answer(turn); // when it has waited too long, a shadow is pointless: see above
-        hold(unit, HOLD_SERVING, "waits until the running version answers, to be compared with it", turn);
-        unit.volatile.recheck_at = unit.volatile.waits_since.map(|since| since + SERVE_DEADLINE_MS);
+        hold_for_answer(unit, "waits until the running version answers, to be compared with it", turn);
         return true;
     }
     let most = budget(&order.wanted.policy);
@@ -68,8 +63,8 @@ pub(crate) fn comes_first(unit: &mut Unit, turn: &mut Turn) -> bool {
     true
 }
 
-/// An order asks for a shadow while the version is being loaded to be served: it is taken back, to be compared first. The
-/// try was not the version's fault.
+/// An order asks for a shadow while the version is being loaded to be served: it is taken back, to be compared first,
+/// and what left memory for it returns. The try was not the version's fault.
 pub(crate) fn catch_up(unit: &mut Unit, turn: &mut Turn) {
     let Some((order, _, digest)) = unit.wanted() else { return };
     let mut tries = turn.next.record.tries(&unit.name, digest);
@@ -80,6 +75,7 @@ pub(crate) fn catch_up(unit: &mut Unit, turn: &mut Turn) {
     turn.next.record.spend(tries);
     unload(unit, digest, turn);
     unit.enter(State::SelfTested, None);
+    bring_back(unit, turn);
     unit.volatile.recheck_at = Some(turn.ctx.mono_ms);
 }
 
@@ -94,8 +90,7 @@ fn pointless(unit: &Unit, ram_bytes: u64, turn: &Turn) -> Option<String> {
     if swap(ram_bytes, turn.ctx.ram_available_bytes) == Swap::Exclusive {
         return Some("the free memory does not hold both versions".to_owned());
     }
-    let waited = unit.volatile.waits_since.map(|since| turn.ctx.mono_ms.saturating_sub(since));
-    let given_up = unit.volatile.reloads > 0 || waited.is_some_and(|ms| ms >= SERVE_DEADLINE_MS);
+    let given_up = unit.volatile.reloads > 0 || unit.waited_long_enough(turn);
     (unit.volatile.serving != Some(active.digest) && given_up)
         .then(|| format!("{}, which runs, does not answer", active.version))
 }

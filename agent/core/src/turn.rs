@@ -58,11 +58,9 @@ impl Unit {
         self.volatile.hold_until.is_some_and(|at| at > turn.ctx.mono_ms)
     }
 
-    /// The active version answers requests.
-    /// Whether the running version still has time to answer: its deadline counts from the first time that this is asked.
-    pub fn waits_for_an_answer(&mut self, turn: &Turn) -> bool {
-        let since = *self.volatile.waits_since.get_or_insert(turn.ctx.mono_ms);
-        turn.ctx.mono_ms.saturating_sub(since) < SERVE_DEADLINE_MS
+    /// Whether the running version has had its time to answer, since the candidate first waited for it.
+    pub fn waited_long_enough(&self, turn: &Turn) -> bool {
+        self.volatile.waits_since.is_some_and(|at| turn.ctx.mono_ms.saturating_sub(at) >= SERVE_DEADLINE_MS)
     }
 
     /// Notes that the running version answers. `false` when it was ordered out of memory after it had been ordered to

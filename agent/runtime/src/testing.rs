@@ -104,17 +104,26 @@ pub fn mean_of_rows(rows: usize, classes: usize) -> Vec<u8> {
     )
 }
 
-/// The product of `x` (`[-1, 4]`) and its transposed, squared so often, times `x`: work that grows with the cube of the
-/// rows, memory with their square. `y` is as `x`.
+/// The product of the row `x` (`[1, -1]`) and itself as a column, squared so often: memory that grows with the square of
+/// the elements, work with their cube for each square. `y` (`[1, 1]`) is its largest element. With [`squares_manifest`].
 pub fn squares(times: usize) -> Vec<u8> {
     let mut nodes =
-        vec![node("Transpose", "columns", &["x"], &["c"]), node("MatMul", "product", &["x", "c"], &["p0"])];
+        vec![node("Transpose", "column", &["x"], &["c"]), node("MatMul", "product", &["c", "x"], &["p0"])];
     for at in 0..times {
         let (from, to) = (format!("p{at}"), format!("p{}", at + 1));
         nodes.push(node("MatMul", &format!("square{at}"), &[&from, &from], &[&to]));
     }
-    nodes.push(node("MatMul", "rows", &[&format!("p{times}"), "x"], &["y"]));
-    graph(&[("x", DataType::Fp32, &[-1, 4])], &[("y", DataType::Fp32, &[-1, 4])], vec![], nodes)
+    nodes.push(node("ReduceMax", "max", &[&format!("p{times}")], &["y"]));
+    graph(&[("x", DataType::Fp32, &[1, -1])], &[("y", DataType::Fp32, &[1, 1])], vec![], nodes)
+}
+
+/// The manifest of [`squares`], without files or golden samples.
+pub fn squares_manifest() -> Manifest {
+    let mut manifest = classifier_manifest(4, 1);
+    manifest.inputs[0].shape = vec![1, -1];
+    manifest.outputs[0].shape = vec![1, 1];
+    manifest.outputs[0].kind = OutputKind::Regression;
+    manifest
 }
 
 /// Values of a row of [`mean_of_rows`].

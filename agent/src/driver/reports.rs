@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Driver;
 use crate::fetch::FetchError;
 use crate::mqtt::batch::{self, BATCH_BYTES, BATCH_FROM, BATCH_REPORTS};
-use crate::mqtt::{Outgoing, WINDOW};
+use crate::mqtt::{Outgoing, RESEND_MS, WINDOW};
 use crate::outbox::{NewReport, Waiting};
 
 /// Longest text of an event, bytes: with the rest of an event and its envelope it stays far under 3 KiB.
@@ -178,6 +178,14 @@ impl Driver {
                 return;
             }
         };
+        let overdue = head.iter().filter(|r| self.outflow.is_overdue(r.id(), now)).count();
+        if overdue > 0 {
+            tracing::warn!(
+                report.count = overdue,
+                after_s = RESEND_MS / 1_000,
+                "not acknowledged; sent again"
+            );
+        }
         let due = |report: &Waiting| self.outflow.is_due(report.id(), now);
         let gathered: Vec<Waiting> = head.iter().filter(|r| due(r)).cloned().collect();
         let who = &identity.who;

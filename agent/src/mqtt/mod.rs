@@ -22,7 +22,7 @@ use crate::tls::Trouble;
 
 pub use backoff::Backoff;
 pub use inbound::{Inbound, RefusedMessage, parse};
-pub use outflow::{Outflow, ReportId, WINDOW};
+pub use outflow::{Outflow, RESEND_MS, ReportId, WINDOW};
 pub use rumqtt::{Broker, run};
 
 /// A message on its way out.

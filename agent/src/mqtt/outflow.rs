@@ -38,6 +38,11 @@ impl Outflow {
         self.sent.get(&id).is_none_or(|sent| sent.is_overdue(mono_ms))
     }
 
+    /// Whether a report is in flight, and for too long.
+    pub fn is_overdue(&self, id: ReportId, mono_ms: u64) -> bool {
+        self.sent.get(&id).is_some_and(|sent| sent.is_overdue(mono_ms))
+    }
+
     /// The link took a report.
     pub fn sent(&mut self, id: ReportId, mono_ms: u64) {
         self.sent.insert(id, Sent { at_ms: mono_ms, batched: false });
@@ -100,6 +105,7 @@ mod tests {
         assert_eq!(due(&flow, &head, 10), [2], "the link was full after the first");
         flow.sent(head[1], 10);
         assert!(due(&flow, &head, RESEND_MS - 1).is_empty());
+        assert!(!flow.is_overdue(head[0], RESEND_MS - 1) && flow.is_overdue(head[0], RESEND_MS));
         assert_eq!(due(&flow, &head, RESEND_MS), [1], "no acknowledgement came: again");
         flow.connection_lost();
         assert_eq!(due(&flow, &head, 20), [1, 2], "a new connection starts over");

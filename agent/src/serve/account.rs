@@ -217,12 +217,17 @@ impl Account {
         self.ledger.most_memory.fetch_max(bytes, Ordering::Relaxed);
         match self.manifest.limits.ram_bytes.filter(|limit| bytes > *limit) {
             Some(limit) if !self.ledger.told_memory.swap(true, Ordering::Relaxed) => Err(format!(
-                "{} {} took {bytes} bytes of memory for its load or a request; limits.ram_bytes of its bundle.json allows {limit}: \
-                 ask it with fewer rows, or pack it with a larger --ram-limit",
+                "{} {} took {bytes} bytes of memory for its load or a request; limits.ram_bytes of its \
+                 bundle.json allows {limit}: ask it with fewer rows, or pack it with a larger --ram-limit",
                 self.manifest.model, self.manifest.version
             )),
             _ => Ok(()),
         }
+    }
+
+    /// The most memory that its load or a run needed, bytes.
+    pub fn most_memory(&self) -> u64 {
+        self.ledger.most_memory.load(Ordering::Relaxed)
     }
 
     /// Says that a run began, or that none is under way.
@@ -291,7 +296,7 @@ impl Account {
             p99_us,
             quality: *lock(&self.ledger.quality),
             truth: *lock(&self.ledger.truth),
-            memory_bytes: count(&self.ledger.most_memory),
+            memory_bytes: self.most_memory(),
         }
     }
 

@@ -42,8 +42,6 @@ struct Child {
     listening: Option<Listening>,
     /// Loads under way, and whether one is still wanted when it ends.
     loading: BTreeMap<(ModelName, Digest), bool>,
-    /// Memory that bundles took when they were loaded, bytes.
-    took: BTreeMap<Digest, u64>,
     /// Finished loads come back here.
     loads: mpsc::Sender<Load>,
     nonce: u32,
@@ -74,7 +72,6 @@ struct Load {
     digest: Digest,
     started: Instant,
     result: Result<Hosted, String>,
-    took_bytes: u64,
 }
 
 /// Serves until the orders end or one says to drain. `nonce` is random for each life of the process.
@@ -87,7 +84,6 @@ pub async fn run(mut orders: mpsc::Receiver<Said>, answers: mpsc::Sender<Answer>
         answers,
         listening: None,
         loading: BTreeMap::new(),
-        took: BTreeMap::new(),
         loads,
         nonce,
         holds,
@@ -230,14 +226,12 @@ impl Child {
         let (done, result) = oneshot::channel();
         let work = move || {
             lower_priority();
-            let before = memory::rss_bytes();
             let loaded = Hosted::load(&dir, digest, next_window, on_fault).map_err(|e| e.to_string());
             let loaded = loaded.and_then(|hosted| match &hosted.manifest().model {
                 name if *name == expected => Ok(hosted),
                 name => Err(format!("the bundle is of model {name}, not {expected}")),
             });
-            // What another load takes meanwhile is counted too: an upper bound, for people.
-            let _ = done.send((loaded, memory::rss_bytes().saturating_sub(before)));
+            let _ = done.send(loaded);
         };
         if let Err(error) = on_own_thread("load", work) {
             self.loading.remove(&(model.clone(), digest));
@@ -247,21 +241,20 @@ impl Child {
         }
         let loads = self.loads.clone();
         tokio::spawn(async move {
-            let panicked = |_| (Err("the thread that loaded it panicked".into()), 0);
-            let (result, took_bytes) = result.await.unwrap_or_else(panicked);
-            let _ = loads.send(Load { model, digest, started, result, took_bytes }).await; // gone only when the child drains
+            let panicked = |_| Err("the thread that loaded it panicked".into());
+            let result = result.await.unwrap_or_else(panicked);
+            let _ = loads.send(Load { model, digest, started, result }).await; // gone only when the child drains
         });
     }
 
     async fn finish_load(&mut self, load: Load) {
-        let Load { model, digest, started, result, took_bytes } = load;
+        let Load { model, digest, started, result } = load;
         if self.loading.remove(&(model.clone(), digest)) == Some(false) {
             return; // it was taken out before it was in
         }
         let answer = match result {
             Ok(hosted) => {
                 self.endpoint.registry().add(hosted);
-                self.took.insert(digest, took_bytes);
                 let load_ms = started.elapsed().as_millis() as u64;
                 Answer::Loaded { model, digest, rss_bytes: memory::rss_bytes(), load_ms }
             }
@@ -300,9 +293,8 @@ impl Child {
         let current = registry.active(model.as_str()).filter(|current| current.digest() == with);
         let current = current.ok_or_else(|| format!("{} does not serve {model}", with.short()))?;
         drop(registry);
-        let took = self.took.get(&digest).copied().unwrap_or(0);
         let fault = self.on_fault(model, digest);
-        let shadow = Shadow::start(current, &candidate, sample_percent, seed, took, fault)?;
+        let shadow = Shadow::start(current, &candidate, sample_percent, seed, fault)?;
         tracing::info!(%model, digest = %digest.short(), with = %with.short(), sample_percent, "shadow begins");
         self.endpoint.registry().set_shadow(model, Some(shadow));
         Ok(())
@@ -325,7 +317,6 @@ impl Child {
         if let Some(wanted) = self.loading.get_mut(&(model.clone(), digest)) {
             *wanted = false;
         }
-        self.took.remove(&digest);
         let retired = self.endpoint.registry().remove(&model, digest);
         let answers = self.answers.clone();
         // Beside the loop: its running requests may take as long as their limit.

@@ -4,8 +4,8 @@
 //! A model gets one thread, because tract computes on one. Requests wait in a bounded queue; one more is answered
 //! `Busy`. What was asked and answered is folded into the measurement window on the same thread, after the answer has
 //! left. A model that is known to be quicker than the way to its thread and back runs where it was asked
-//! ([`super::pace`]). The thread ends when the last holder of the [`Hosted`] is gone, so a bundle that was replaced finishes what
-//! it has and then frees its memory.
+//! ([`super::pace`]). The thread ends when the last holder of the [`Hosted`] is gone, so a bundle that was replaced
+//! finishes what it has and then frees its memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};

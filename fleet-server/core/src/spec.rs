@@ -153,6 +153,13 @@ impl ValidSpec {
                 gate::devices(fleet)
             ));
         }
+        if self.spec.gate.min_accuracy_percent.is_some() && self.spec.stages.iter().all(|s| s.soak_s == 0) {
+            warnings.push(
+                "gate.min_accuracy_percent judges by labels, which come after the answers, and no stage waits for any \
+                 (soak_s = 0): a version may be everywhere before the first"
+                    .to_owned(),
+            );
+        }
         warnings
     }
 

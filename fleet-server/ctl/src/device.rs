@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::api::{Api, encoded};
 use crate::cli::pair;
 use crate::join;
-use crate::output::{Screen, bytes, table};
+use crate::output::{Screen, bytes, memory, table};
 use crate::time::{now, utc};
 
 /// `plimsoll device …`
@@ -257,7 +257,7 @@ fn describe(d: &DeviceInfo) -> String {
         ));
         for m in &health.models {
             lines.push(format!(
-                "           {}: {} requests, {} failed, {} refused, {} busy, p50 {} us, p99 {} us, {}",
+                "           {}: {} requests, {} failed, {} refused, {} busy, p50 {} us, p99 {} us{}",
                 m.model,
                 m.requests,
                 m.failed,
@@ -265,7 +265,7 @@ fn describe(d: &DeviceInfo) -> String {
                 m.busy,
                 m.p50_us,
                 m.p99_us,
-                bytes(m.memory_bytes)
+                memory(m.memory_bytes).map_or_else(String::new, |memory| format!(", {memory} of memory"))
             ));
             let more = [m.quality.words(), m.truth.words(None)];
             lines.extend(more.iter().filter(|w| !w.is_empty()).map(|words| format!("           {words}")));

@@ -87,6 +87,11 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} GB")
 }
 
+/// What a model needs, where it is known: an engine elsewhere does not tell, and 0 would be a claim.
+pub fn memory(count: u64) -> Option<String> {
+    (count > 0).then(|| bytes(count))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

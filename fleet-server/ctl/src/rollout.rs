@@ -15,7 +15,7 @@ use plimsoll_protocol::wire::v1::ShadowEnd;
 
 use crate::api::Api;
 use crate::failure::Refused;
-use crate::output::{Screen, table};
+use crate::output::{Screen, memory, table};
 use crate::time::utc;
 pub use spec::Start;
 
@@ -176,7 +176,7 @@ fn shadow(evidence: &ShadowEvidence) -> String {
         let mut cells = vec![d.device.to_string(), current, state.to_owned()];
         cells.extend(counts);
         cells.extend([apart, ms(t.current_p50_us), ms(t.candidate_p50_us)]);
-        cells.push((t.memory_bytes / (1024 * 1024)).to_string());
+        cells.push(memory(t.memory_bytes).unwrap_or_else(|| "-".to_owned()));
         cells.push(d.reason.clone().unwrap_or_default());
         cells
     };
@@ -192,7 +192,7 @@ fn shadow(evidence: &ShadowEvidence) -> String {
         "APART (SD)",
         "P50 BEFORE (MS)",
         "P50 (MS)",
-        "MEMORY (MIB)",
+        "MEMORY",
         "WHY",
     ];
     format!("\n\nShadow: {}\n\n{}", evidence.text, table(&head, &rows))
@@ -302,10 +302,10 @@ mod tests {
         let text = describe(&RolloutInfo { shadow: Some(shadow), ..info("rolled_back") });
         assert!(text.contains("\n\nShadow: in shadow on 1 device 60 of 120"), "{text}");
         let line = text.lines().find(|l| l.starts_with("camera-4")).unwrap();
-        let cells: Vec<&str> = line.split_whitespace().take(11).collect();
+        let cells: Vec<&str> = line.split_whitespace().take(12).collect();
         assert_eq!(
             cells,
-            ["camera-4", "1.0.0", "differs", "120", "60", "1", "3", "0.250", "1.5", "1.6", "7"]
+            ["camera-4", "1.0.0", "differs", "120", "60", "1", "3", "0.250", "1.5", "1.6", "7.3", "MB"]
         );
     }
 

@@ -39,7 +39,7 @@ fn row(row: &DeviceShadow) -> Markup {
             td { (words::chip(tone, state)) @if let Some(why) = &row.reason { " " (why) } }
             td class="num" { (words::number(totals.rows)) } td class="num" { (words::number(totals.differ)) }
             td class="num" { (ms(totals.current_p50_us)) } td class="num" { (ms(totals.candidate_p50_us)) }
-            td class="num" { (totals.memory_bytes / (1024 * 1024)) " MiB" }
+            td class="num" { @if totals.memory_bytes > 0 { (words::bytes(totals.memory_bytes)) } @else { "–" } }
         }
     }
 }
@@ -82,7 +82,7 @@ mod tests {
             ..ShadowEvidence::default()
         };
         let html = section(&evidence).into_string();
-        for part in ["in shadow on 1 device", "camera-4", "1.0.0", "Differs", "600", "1.5 ms", "7 MiB"] {
+        for part in ["in shadow on 1 device", "camera-4", "1.0.0", "Differs", "600", "1.5 ms", "7.3 MB"] {
             assert!(html.contains(part), "{part} is missing: {html}");
         }
         assert!(!html.contains("<b>60"), "{html}");

@@ -4,16 +4,16 @@
 //! fetched, staged, tested, tried and swapped in as for the first time. Its footprint is taken at the same place of
 //! every turn, when the device is idle: after a warm-up, on the way, and at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
 
 use super::{VERSIONS, publish_in_turn, version};
-use crate::{Agent, Feeder, MODEL, Order, STEP, Site, until};
+use crate::{Agent, Feeder, MODEL, Order, RETURN, Site, until};
 
 /// Updates after which everything that is made once has been made: allocator arenas, the outbox's file, every slot
 /// that is deleted later.
@@ -37,8 +37,8 @@ const THREAD_SLACK: u64 = 2;
 pub struct Footprint {
     /// Of the state folder, in blocks of the disk, bytes.
     pub disk: u64,
-    /// Files of the state folder.
-    pub files: u64,
+    /// Files and folders of the state folder.
+    pub files: BTreeSet<PathBuf>,
     /// Slots.
     pub slots: u64,
     /// Both files of the anchor, bytes.
@@ -66,7 +66,11 @@ pub struct Taken {
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { disk, files, slots, anchor, outbox, driver, serve } = self;
-        write!(f, "disk {disk} B in {files} files, {slots} slots, anchor {anchor} B, outbox {outbox} B; ")?;
+        write!(
+            f,
+            "disk {disk} B in {} files, {slots} slots, anchor {anchor} B, outbox {outbox} B; ",
+            files.len()
+        )?;
         write!(f, "driver {driver}; serving child {serve}")
     }
 }
@@ -110,18 +114,20 @@ pub async fn updates(site: &mut Site, times: u32, mut say: impl FnMut(&str)) -> 
     for n in 0..WARM_UP {
         update(site, n).await?;
     }
-    let first = until("the device to be idle", STEP, || at_rest(site)).await?;
+    let first = until("the device to be idle", RETURN, || at_rest(site)).await?;
     say(&format!("after {WARM_UP} updates: {first}"));
     // Of whole turns, so that the same versions lie on the disk as at the first look.
     let times = times.next_multiple_of(VERSIONS);
     for n in 0..times {
         update(site, WARM_UP + n).await.with_context(|| format!("update {n}"))?;
         if (n + 1) % (VERSIONS * 8) == 0 {
-            let now = until("the device to take no more than before", STEP, || no_more(site, &first, n + 1));
+            let now =
+                until("the device to take no more than before", RETURN, || no_more(site, &first, n + 1));
             say(&format!("{} updates later: {}", n + 1, now.await?));
         }
     }
-    let last = until("the device to take no more than before", STEP, || no_more(site, &first, times)).await?;
+    let last =
+        until("the device to take no more than before", RETURN, || no_more(site, &first, times)).await?;
     Ok(Updates { updates: times, first, last })
 }
 
@@ -150,7 +156,11 @@ async fn at_rest(site: &Site) -> Result<Footprint> {
 async fn no_more(site: &Site, first: &Footprint, updates: u32) -> Result<Footprint> {
     let now = at_rest(site).await?;
     ensure!(now.anchor == first.anchor, "the anchor: {now}");
-    ensure!(now.files <= first.files, "files: {now}, at first {first}");
+    ensure!(
+        now.files.len() <= first.files.len(),
+        "files: {:?} beside those of before",
+        now.files.difference(&first.files).collect::<Vec<_>>()
+    );
     ensure!(now.disk <= first.disk + DISK_SLACK, "disk: {now}, at first {first}");
     for (name, now, first) in
         [("driver", &now.driver, &first.driver), ("serving child", &now.serve, &first.serve)]
@@ -187,7 +197,7 @@ fn measure(dir: &Path, taken: &mut Footprint) -> Result<()> {
         let entry = entry?;
         let meta = entry.metadata().with_context(|| entry.path().display().to_string())?;
         taken.disk += meta.blocks() * 512;
-        taken.files += 1;
+        taken.files.insert(entry.path());
         if meta.is_dir() {
             measure(&entry.path(), taken)?;
         }

@@ -235,7 +235,8 @@ fn cases() -> u32 {
 }
 
 proptest! {
-    // A life that ends badly is printed as a script to keep, so no file of seeds is. 400 lives of up to 120 steps take about two seconds; a larger number by PROPTEST_CASES.
+    // A life that ends badly is printed as a script to keep, so no file of seeds is. 400 lives of up to 120 steps take
+    // about two seconds; a larger number by PROPTEST_CASES.
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]

@@ -1,7 +1,7 @@
 //! A version beside the one that runs, before it takes over.
 
 use crate::fake::{Fate, NEEDS, Nature, Shell, model, policy, with_shadow};
-use plimsoll_agent_core::{Event, ModelEvent};
+use plimsoll_agent_core::{Effect, Event, ModelEvent};
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::wire::v1::{DesiredModel, JobPhase, ShadowEnd, ShadowPolicy, UpdatePolicy};
 
@@ -63,7 +63,7 @@ fn a_good_version_is_compared_before_it_takes_over_and_is_not_loaded_twice() {
     shell.advance(1_000, Fate::Whole);
     assert_eq!(ends(&shell), [ShadowEnd::Open, ShadowEnd::Agreed]);
     assert_eq!(shell.state("meter"), "activating");
-    let unloaded = shell.orders.iter().any(|o| matches!(o, plimsoll_agent_core::Effect::Unload { .. }));
+    let unloaded = shell.orders.iter().any(|o| matches!(o, Effect::Unload { .. }));
     assert!(!unloaded, "{:?}", shell.orders);
     shell.settle();
     use JobPhase as P;
@@ -257,4 +257,28 @@ fn one_candidate_at_a_time_so_that_a_death_has_one_suspect() {
     assert_eq!((shell.state("meter"), shell.state("valve")), ("active", "failed"));
     let blocked = &shell.core.record().blocked;
     assert_eq!(blocked.iter().map(|b| b.digest).collect::<Vec<_>>(), [valve]);
+}
+
+#[test]
+fn a_shadow_asked_for_during_an_exclusive_activation_brings_the_running_version_back_first() {
+    let (mut shell, first, second) = ordered(Nature::Good, policy());
+    shell.ram_available = Some(NEEDS); // one of the two, not both
+    shell.advance(5_001, Fate::Whole);
+    for _ in 0..20 {
+        shell.finish_work(0, false, Fate::Whole);
+    }
+    assert_eq!(shell.state("meter"), "activating");
+    assert!(shell.orders.iter().any(|o| matches!(o, Effect::Unload { digest, .. } if *digest == first)));
+
+    // Something else left the device's memory, and now somebody wants to see the two side by side.
+    shell.ram_available = Some(3 * NEEDS);
+    let wanted = DesiredModel { policy: with_shadow(), ..shell.wanted(second) };
+    shell.order(3, vec![wanted]);
+    assert_eq!(shell.state("meter"), "self_tested");
+    assert!(shell.orders.iter().any(|o| matches!(o, Effect::Load { digest, .. } if *digest == first)));
+    until_compared(&mut shell);
+    assert_eq!(serving(&shell), first);
+    shell.compare(15, Fate::Whole);
+    shell.settle();
+    assert_eq!((running(&shell), ends(&shell).last()), (Some(second), Some(&ShadowEnd::Agreed)));
 }

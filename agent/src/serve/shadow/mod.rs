@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use plimsoll_agent_core::retry::mix;
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::wire::v1::ShadowTotals;
-use plimsoll_runtime::{Model, RuntimeError, Tensor};
+use plimsoll_runtime::{Model, RuntimeError, Tensor, heap};
 
 use self::compare::Comparison;
+use super::account::Account;
 use super::hosted::{Hosted, OnFault, lock, on_own_thread};
 use super::latency::Latencies;
 
@@ -36,11 +37,10 @@ const STUCK_LIMITS: u32 = 10;
 /// A candidate that is compared. Ends when it is dropped.
 pub struct Shadow {
     current: Arc<Hosted>,
-    candidate: Digest,
+    candidate: Account,
     version: String,
     shared: Arc<Shared>,
     stuck_after: Duration,
-    memory_bytes: u64,
 }
 
 /// Where the bundle that serves leaves what it was asked and answered.
@@ -77,14 +77,12 @@ struct Counted {
 }
 
 impl Shadow {
-    /// Begins to compare; says why when the two do not answer the same question. `memory_bytes` is what the candidate
-    /// took when it was loaded.
+    /// Begins to compare; says why when the two do not answer the same question.
     pub fn start(
         current: Arc<Hosted>,
         candidate: &Hosted,
         sample_percent: u32,
         seed: u64,
-        memory_bytes: u64,
         on_fault: OnFault,
     ) -> Result<Self, String> {
         let comparison = Comparison::of(current.manifest(), candidate.manifest())?;
@@ -102,7 +100,8 @@ impl Shadow {
             counted: Mutex::new(counted),
         });
         let (queue, sampled) = sync_channel(QUEUE);
-        let asker = Asker { model, shared: shared.clone(), on_fault };
+        let account = candidate.account().clone();
+        let asker = Asker { model, account: account.clone(), shared: shared.clone(), on_fault };
         on_own_thread("shadow", move || asker.run(sampled)).map_err(|e| e.to_string())?;
         let sample_percent = u64::from(sample_percent.clamp(1, 100));
         current.account().set_tap(Some(Arc::new(Tap {
@@ -112,13 +111,13 @@ impl Shadow {
             seed,
         })));
         let limit = Duration::from_millis(u64::from(candidate.manifest().limits.timeout_ms));
-        let (version, candidate) = (candidate.version().to_owned(), candidate.digest());
-        Ok(Self { current, candidate, version, shared, stuck_after: limit * STUCK_LIMITS, memory_bytes })
+        let version = candidate.version().to_owned();
+        Ok(Self { current, candidate: account, version, shared, stuck_after: limit * STUCK_LIMITS })
     }
 
     /// The candidate.
     pub const fn candidate(&self) -> Digest {
-        self.candidate
+        self.candidate.digest()
     }
 
     /// The candidate's version.
@@ -128,7 +127,7 @@ impl Shadow {
 
     /// Whether this bundle is one of the two.
     pub fn concerns(&self, digest: Digest) -> bool {
-        self.candidate == digest || self.current.digest() == digest
+        self.candidate() == digest || self.current.digest() == digest
     }
 
     /// What was compared so far.
@@ -142,7 +141,7 @@ impl Shadow {
             current_p99_us,
             candidate_p50_us,
             candidate_p99_us,
-            memory_bytes: self.memory_bytes,
+            memory_bytes: self.candidate.most_memory(),
             ..counted.comparison.totals()
         }
     }
@@ -187,6 +186,7 @@ impl Tap {
 /// The thread that asks the candidate.
 struct Asker {
     model: Arc<Model>,
+    account: Account,
     shared: Arc<Shared>,
     on_fault: OnFault,
 }
@@ -197,7 +197,7 @@ impl Asker {
         for request in sampled {
             let started = Instant::now();
             *lock(&self.shared.busy_since) = Some(started);
-            let answer = self.model.infer(request.inputs);
+            let (answer, memory) = heap::taken(|| self.model.infer(request.inputs));
             *lock(&self.shared.busy_since) = None;
             let mut counted = lock(&self.shared.counted);
             counted.current.note(request.took.as_micros());
@@ -208,6 +208,9 @@ impl Asker {
             }
             drop(counted);
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            if let Err(why) = self.account.run_took(memory) {
+                (self.on_fault)(why);
+            }
             if let Err(why @ RuntimeError::Panicked { .. }) = answer {
                 (self.on_fault)(why.to_string());
             }

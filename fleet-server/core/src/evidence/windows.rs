@@ -6,8 +6,8 @@ use plimsoll_protocol::drift::{Baseline, Source};
 use plimsoll_protocol::wire::v1::DriftReport;
 use plimsoll_protocol::{Digest, UnixMillis};
 
-/// Windows kept of a bundle on a device: 16 hourly ones are 8 before and 8 after an order. At 180 bytes each, and
-/// with [`BUNDLES_KEPT`], a device takes 9 KB: 9 MB for a fleet of 1,000.
+/// Windows kept of a bundle on a device: 16 hourly ones are 8 before and 8 after an order. At 180 bytes each, 24 more
+/// where labels came, and with [`BUNDLES_KEPT`], a device takes 10 KB: 10 MB for a fleet of 1,000.
 pub const WINDOWS_KEPT: usize = 16;
 /// Bundles of a device whose windows are kept: the one before, the one on trial, and one of another model.
 pub const BUNDLES_KEPT: usize = 3;

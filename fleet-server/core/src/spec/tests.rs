@@ -44,6 +44,9 @@ fn each_way_to_be_wrong_is_refused_by_name() {
     refused(gate(|g| g.max_failed_percent = -1.0), "gate.max_failed_percent is -1");
     refused(gate(|g| g.max_failed_percent = f64::NAN), "gate.max_failed_percent is NaN");
     refused(gate(|g| g.max_silent_percent = 51.0), "gate.max_silent_percent is 51");
+    refused(gate(|g| g.min_accuracy_percent = Some(0.0)), "gate.min_accuracy_percent is 0");
+    refused(gate(|g| g.min_accuracy_percent = Some(100.0)), "gate.min_accuracy_percent is 100");
+    refused(gate(|g| g.min_accuracy_percent = Some(f64::NAN)), "gate.min_accuracy_percent is NaN");
     refused(gate(|g| g.confidence = 1.0), "gate.confidence is 1");
     refused(gate(|g| g.silent_after_s = 0), "gate.silent_after_s is 0");
     let mut soak = spec(&["100%"]);
@@ -110,5 +113,16 @@ fn shapes_that_do_not_guard_are_named() {
     check(spec(&["1", "100%"]), 0, "no device matches");
     let mut hasty = spec(&["1", "100%"]);
     hasty.stages[0].soak_s = 0;
-    check(hasty, 6, "soak_s = 0");
+    hasty.gate.min_accuracy_percent = Some(95.0);
+    let slow = spec(&["1", "100%"]);
+    let accuracy = |spec: &RolloutSpec| RolloutSpec {
+        gate: GateSpec { min_accuracy_percent: Some(95.0), ..GateSpec::default() },
+        ..spec.clone()
+    };
+    let says =
+        |spec| ValidSpec::check(spec).unwrap().warnings(6).iter().any(|w| w.contains("judges by labels"));
+    assert!(!says(accuracy(&slow)), "its stages wait");
+    check(hasty.clone(), 6, "only trials on the devices");
+    hasty.stages[1].soak_s = 0;
+    check(hasty, 6, "gate.min_accuracy_percent judges by labels");
 }

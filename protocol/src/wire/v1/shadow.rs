@@ -62,7 +62,7 @@ pub struct ShadowTotals {
     pub candidate_p50_us: u64,
     /// 99th percentile of the same.
     pub candidate_p99_us: u64,
-    /// Resident memory that the candidate took when it was loaded, bytes; 0 where it is not known.
+    /// Most memory that the candidate needed for its load or a request, bytes; 0 where it is not known.
     pub memory_bytes: u64,
 }
 
