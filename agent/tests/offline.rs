@@ -176,7 +176,7 @@ async fn a_tampered_bundle_is_refused_by_name_and_with_status_3() {
         .arg(dir.path())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(Duration::from_secs(30), run).await.unwrap().unwrap();
+    let output = tokio::time::timeout(PATIENCE, run).await.unwrap().unwrap();
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{words}");
     assert!(words.contains("model.onnx is not the file that bundle.json lists"), "{words}");

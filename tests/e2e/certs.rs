@@ -13,7 +13,7 @@ use serde_json::Value;
 /// The shortest life there is: renewed after 7 s, and short enough to wait for its end.
 const SHORT: [&str; 2] = ["--device-certificate", "10s"];
 /// Waiting for the end of a certificate, and then for what follows from it.
-const LIFE_AND_STEP: Duration = Duration::from_secs(60);
+const LIFE_AND_STEP: Duration = Duration::from_secs(10 + STEP.as_secs());
 
 async fn device(site: &Site, name: &str) -> Result<DeviceInfo> {
     site.fleet.api.get(&format!("devices/{name}")).await

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 /// Everything that devices of the fleet say.
 const ALL: &str = "plimsoll/1/fleet/+/up/#";
-/// Health comes every second and windows close every two here; a loaded machine is ten times slower.
-const HEARD_LIMIT: Duration = Duration::from_secs(30);
+/// Health comes every second and windows close every two here; this is only the end of hope.
+const HEARD_LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_token_sees_the_fleet_and_nobody_else_does() {

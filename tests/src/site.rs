@@ -14,8 +14,9 @@ use crate::{Agent, Fleet, Replay, Settings, feeder, until};
 
 /// The model that the devices run.
 pub const MODEL: &str = "meter-reader";
-/// What one step of a test may take on a loaded machine of two cores; in a quiet one it takes a second or two.
-pub const STEP: Duration = Duration::from_secs(30);
+/// What one step of a test may take: a second or two, ten times that on a loaded machine of two cores, and three times
+/// what a device waits before it publishes a report again (`RESEND_MS`), because acknowledgements may be lost.
+pub const STEP: Duration = Duration::from_secs(90);
 /// Longest that anything takes for which a device must come back by itself: one whose connections, or whose serving
 /// process, ended again and again waits up to 60 s before the next try (`CAP_MS` and `MAX_PAUSE` of the agent).
 pub const RETURN: Duration = Duration::from_secs(120);

@@ -21,7 +21,7 @@ use reqwest::{Certificate, Client, Identity, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
 /// A loaded two-core machine is slow; a broken test fails after this and not before.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Rig {
     pub dir: tempfile::TempDir,
