@@ -29,8 +29,8 @@ def venv(name, packages):
 
 
 def build():
-    """The agent and the load generator (agent/benches/endpoint.rs), as the agent ships: profile `dist`, in the folder of
-    `cross/build`, so that the inference runtime is compiled once for both."""
+    """The load generator (agent/benches/endpoint.rs), and the agent as it ships: by `cross/build`, in whose folder the
+    generator is built first, so that the inference runtime is compiled once for both."""
     say("building the agent (profile dist)")
     target = os.environ.get("CARGO_TARGET_DIR")
     folder = os.environ.get("PLIMSOLL_CROSS_DIR") or (f"{target}-arm" if target else ROOT / "target/arm")
@@ -44,4 +44,5 @@ def build():
     for message in map(json.loads, lines):
         if message.get("reason") == "compiler-artifact" and message.get("executable"):
             programs[message["target"]["name"]] = message["executable"]
+    subprocess.run([ROOT / "cross/build", host], env={**os.environ, "PLIMSOLL_CROSS_DIR": str(folder)}, check=True, stdout=sys.stderr)
     return programs["plimsoll-agent"], programs["endpoint"]
