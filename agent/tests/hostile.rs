@@ -11,7 +11,7 @@ use plimsoll_agent::serve::control::Order;
 use plimsoll_protocol::Digest;
 use plimsoll_protocol::bundle::Manifest;
 use plimsoll_runtime::how_it_ended;
-use plimsoll_runtime::testing::hostile::{Case, Expect, cases, nested_sizes};
+use plimsoll_runtime::testing::hostile::{Case, Expect, TOO_DEEP, cases, nested_sizes};
 use plimsoll_runtime::testing::{add_file, classifier, classifier_manifest, write_bundle};
 use serde_json::Value;
 
@@ -80,7 +80,7 @@ fn every_hostile_bundle_ends_its_self_test_with_a_reason_or_by_a_death_that_has_
 fn a_model_that_fills_the_stack_kills_the_process_that_serves_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let (good, _) = write_bundle(dir.path(), &classifier(3, 2, 1.0), classifier_manifest(3, 2));
-    bundle(dir.path(), &good, &nested_sizes(2_000));
+    bundle(dir.path(), &good, &nested_sizes(TOO_DEEP));
     let digest = Digest::of(&std::fs::read(dir.path().join("bundle.json")).unwrap());
     let configure = Order::Configure {
         listen: "127.0.0.1:0".parse().unwrap(),

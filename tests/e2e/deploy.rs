@@ -1,9 +1,9 @@
 //! What `deploy/` offers works with the programs as they are: settings are accepted, units are valid and closed, the
-//! dashboard asks for numbers that exist.
+//! dashboard asks for numbers that exist; and whatever command a guide, a page or an error names can be typed.
 
 #![allow(clippy::unwrap_used)] // a test's unwrap is an assertion, in its helpers too
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -125,4 +125,92 @@ fn the_units_are_valid_and_closed() {
             }
         }
     }
+}
+
+/// A command that is written somewhere: program, words of the command, flags; and one place where it stands.
+type Mentions = BTreeMap<(String, Vec<String>), (BTreeSet<String>, PathBuf)>;
+
+/// Files of this tree in which people read commands.
+fn written(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if entry.file_type().unwrap().is_dir() {
+            if !name.starts_with('.') && name != "target" && name != "corpus" {
+                written(&path, found);
+            }
+        } else if ["md", "rs", "service", "toml", "sh", "yml"]
+            .iter()
+            .any(|e| name.ends_with(&format!(".{e}")))
+        {
+            found.push(path);
+        }
+    }
+}
+
+/// The commands of one line: after a back quote or a quote up to the next one, or at the beginning of a line up to a
+/// remark.
+fn mentions(line: &str) -> Vec<(String, Vec<String>, BTreeSet<String>)> {
+    let is_word = |w: &&str| {
+        w.starts_with(|c: char| c.is_ascii_lowercase())
+            && w.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+    };
+    let starts = line.match_indices("plimsoll").filter_map(|(at, _)| {
+        let (before, rest) = line.split_at(at);
+        let end = match before.chars().last() {
+            None => '#',
+            Some(quote @ ('`' | '"')) => quote,
+            Some(_) if before.trim().is_empty() => '#',
+            Some(_) => return None,
+        };
+        rest.split(end).next()
+    });
+    let parse = |text: &str| {
+        let mut words = text.split_whitespace();
+        let program =
+            words.next().filter(|p| ["plimsoll", "plimsoll-agent", "plimsoll-server"].contains(p))?;
+        let rest: Vec<&str> = words.collect();
+        let command: Vec<String> =
+            rest.iter().copied().take_while(is_word).take(2).map(str::to_owned).collect();
+        let flag = |word: &&str| {
+            word.strip_prefix("--")
+                .and_then(|w| w.split(['=', '.', ',', ';', ')', ']']).next())
+                .map(str::to_owned)
+        };
+        let flags = rest.iter().filter_map(flag).filter(|w| !w.is_empty()).collect();
+        (!command.is_empty()).then(|| (program.to_owned(), command, flags))
+    };
+    starts.filter_map(parse).collect()
+}
+
+#[test]
+fn every_command_that_is_written_can_be_typed() {
+    let mut files = Vec::new();
+    written(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut files);
+    let mut all = Mentions::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        for (program, command, flags) in text.lines().flat_map(mentions) {
+            all.entry((program, command)).or_insert_with(|| (BTreeSet::new(), file.clone())).0.extend(flags);
+        }
+    }
+    assert!(all.len() > 50, "{} commands were found: how are they written now?", all.len());
+    let binaries = Binaries::locate().unwrap();
+    let mut wrong = Vec::new();
+    for ((program, command), (flags, file)) in all {
+        let path = match program.as_str() {
+            "plimsoll" => binaries.ctl(),
+            "plimsoll-agent" => binaries.agent(),
+            _ => binaries.server(),
+        };
+        let output = Command::new(path).args(&command).arg("--help").output().unwrap();
+        let help = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            wrong.push(format!("{program} {} does not exist: {}", command.join(" "), file.display()));
+            continue;
+        }
+        for flag in flags.iter().filter(|flag| !help.contains(&format!("--{flag}"))) {
+            wrong.push(format!("{program} {} has no --{flag}: {}", command.join(" "), file.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

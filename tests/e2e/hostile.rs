@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use plimsoll_protocol::api::RolloutStatus;
 use plimsoll_protocol::bundle::DataType::Fp32;
 use plimsoll_protocol::bundle::Manifest;
-use plimsoll_runtime::testing::hostile::nested_sizes;
+use plimsoll_runtime::testing::hostile::{TOO_DEEP, nested_sizes};
 use plimsoll_runtime::testing::{add_file, graph, node, squares};
 use plimsoll_tests::{Agent, MODEL, Order, STEP, Site, until};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -142,7 +142,7 @@ async fn a_version_that_fills_the_stack_dies_in_its_self_test_and_what_serves_is
     Site::play(1, async |site| {
         let agent = &site.fleet.agents[0];
         let (pid, serving) = (agent.process.pid(), agent.serving_pid()?);
-        publish_unseen(site, &nested_sizes(2_000)).await?;
+        publish_unseen(site, &nested_sizes(TOO_DEEP)).await?;
         site.roll_out("1.1.0", Order::default()).await?;
         let job = serde_json::to_value(site.job_end(&agent.name, "1.1.0").await?)?;
         ensure!(job["phase"] == "failed", "{job}");

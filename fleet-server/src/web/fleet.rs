@@ -134,7 +134,7 @@ fn requests(device: &DeviceInfo) -> (u64, u64) {
 pub(super) fn device_table(devices: &[DeviceInfo], now: UnixMillis) -> Markup {
     if devices.is_empty() {
         return html! {
-            p class="empty" { "No device yet. Create a token with " code { "plimsoll device join-token" } "." }
+            p class="empty" { "No device yet. Create a token with " code { "plimsoll device token" } "." }
         };
     }
     html! {

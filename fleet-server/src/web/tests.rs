@@ -417,7 +417,7 @@ fn an_empty_fleet_says_what_to_do_next() {
     let empty = Story { server: server(), devices: vec![], rollouts: vec![], models: vec![], events: vec![] };
     let html = fleet_page(&empty.page()).into_string();
     for expect in
-        ["plimsoll rollout start", "plimsoll device join-token", "plimsoll bundle publish", "0 of 0 devices"]
+        ["plimsoll rollout start", "plimsoll device token", "plimsoll bundle publish", "0 of 0 devices"]
     {
         assert!(html.contains(expect), "{expect:?} is missing");
     }

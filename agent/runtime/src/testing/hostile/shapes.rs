@@ -5,7 +5,7 @@ use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::{AttributeProto, NodeProto, TensorProto};
 
 use super::Expect::{Ends, Overflows, Says};
-use super::{Add, HUGE, attribute, int, ints, nested_sizes, scalar};
+use super::{Add, HUGE, TOO_DEEP, attribute, int, ints, nested_sizes, scalar};
 use crate::testing::{graph, initializer, node};
 
 /// Adds the cases.
@@ -18,8 +18,8 @@ pub(super) fn add_all(add: Add<'_>) {
     add("an input of nine dimensions", Says("9 dimensions"), of(&[1; 9], vec![], relu()));
     add("an input of no element", Ends, of(&[1, 0], vec![], relu()));
     add("an input of a negative size", Ends, of(&[-7, 3], vec![], relu()));
-    add("30 sizes in terms of each other", Ends, nested_sizes(30));
-    add("2,000 sizes in terms of each other", Overflows, nested_sizes(2_000));
+    add("60 sizes in terms of each other", Ends, nested_sizes(60));
+    add("100 sizes in terms of each other", Overflows, nested_sizes(TOO_DEEP));
     let huge = || ints("s", &[HUGE, HUGE]);
     let made = |op: &str, inputs: &[&str]| of(&[1, 1], vec![huge()], vec![node(op, "bomb", inputs, &["y"])]);
     for (op, inputs) in [("ConstantOfShape", &["s"][..]), ("Expand", &["x", "s"]), ("Tile", &["x", "s"])] {
