@@ -178,14 +178,6 @@ impl Driver {
                 return;
             }
         };
-        let overdue = head.iter().filter(|r| self.outflow.is_overdue(r.id(), now)).count();
-        if overdue > 0 {
-            tracing::warn!(
-                report.count = overdue,
-                after_s = RESEND_MS / 1_000,
-                "not acknowledged; sent again"
-            );
-        }
         let due = |report: &Waiting| self.outflow.is_due(report.id(), now);
         let gathered: Vec<Waiting> = head.iter().filter(|r| due(r)).cloned().collect();
         let who = &identity.who;
@@ -193,21 +185,24 @@ impl Driver {
             let sent =
                 batch::encode(&gathered).is_ok_and(|zlib| link.publish(upward(who, Up::Batch, zlib)).is_ok());
             if sent {
-                gathered.iter().for_each(|report| self.outflow.sent_in_batch(report.id(), now));
+                let again = |report: &Waiting| usize::from(self.outflow.sent_in_batch(report.id(), now));
+                log_again(gathered.iter().map(again).sum());
             } else {
                 self.reports.waiting = true;
             }
             return;
         }
         let alone: Vec<Waiting> = head.into_iter().take(WINDOW).filter(due).collect();
+        let mut again = 0;
         for report in alone {
             let id = report.id();
             if link.publish(upward(who, report.kind, report.json)).is_err() {
                 self.reports.waiting = true;
-                return;
+                break;
             }
-            self.outflow.sent(id, now);
+            again += usize::from(self.outflow.sent(id, now));
         }
+        log_again(again);
     }
 
     /// The first message of a connection, and said again when what runs has changed: the retained state is what a
@@ -282,6 +277,13 @@ impl Driver {
 fn upward(who: &DeviceIdentity, kind: Up, payload: Vec<u8>) -> Outgoing {
     let topic = Topic::Up(who.clone(), kind);
     Outgoing { topic, payload, assured: true, retain: false, expiry_s: None }
+}
+
+/// Says that reports had been sent before.
+fn log_again(reports: usize) {
+    if reports > 0 {
+        tracing::warn!(report.count = reports, after_s = RESEND_MS / 1_000, "not acknowledged; sent again");
+    }
 }
 
 fn log(event: &Event) {

@@ -38,19 +38,14 @@ impl Outflow {
         self.sent.get(&id).is_none_or(|sent| sent.is_overdue(mono_ms))
     }
 
-    /// Whether a report is in flight, and for too long.
-    pub fn is_overdue(&self, id: ReportId, mono_ms: u64) -> bool {
-        self.sent.get(&id).is_some_and(|sent| sent.is_overdue(mono_ms))
+    /// The link took a report; says whether it had before, and no acknowledgement came.
+    pub fn sent(&mut self, id: ReportId, mono_ms: u64) -> bool {
+        self.sent.insert(id, Sent { at_ms: mono_ms, batched: false }).is_some()
     }
 
-    /// The link took a report.
-    pub fn sent(&mut self, id: ReportId, mono_ms: u64) {
-        self.sent.insert(id, Sent { at_ms: mono_ms, batched: false });
-    }
-
-    /// The link took a report as a part of a batch.
-    pub fn sent_in_batch(&mut self, id: ReportId, mono_ms: u64) {
-        self.sent.insert(id, Sent { at_ms: mono_ms, batched: true });
+    /// The same, as a part of a batch.
+    pub fn sent_in_batch(&mut self, id: ReportId, mono_ms: u64) -> bool {
+        self.sent.insert(id, Sent { at_ms: mono_ms, batched: true }).is_some()
     }
 
     /// Whether reports may go together. Not while an earlier batch is overdue: should a server or a broker on the way
@@ -105,7 +100,6 @@ mod tests {
         assert_eq!(due(&flow, &head, 10), [2], "the link was full after the first");
         flow.sent(head[1], 10);
         assert!(due(&flow, &head, RESEND_MS - 1).is_empty());
-        assert!(!flow.is_overdue(head[0], RESEND_MS - 1) && flow.is_overdue(head[0], RESEND_MS));
         assert_eq!(due(&flow, &head, RESEND_MS), [1], "no acknowledgement came: again");
         flow.connection_lost();
         assert_eq!(due(&flow, &head, 20), [1, 2], "a new connection starts over");

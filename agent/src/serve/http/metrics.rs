@@ -100,7 +100,7 @@ fn write_shadows(endpoint: &Endpoint, page: &mut String) {
     let shadows: Vec<(String, String, ShadowTotals)> = {
         let registry = endpoint.registry();
         let all = registry.shadows();
-        all.map(|(model, s)| (model.to_string(), s.version().to_owned(), s.totals())).collect()
+        all.map(|(model, s)| (model.to_string(), s.version(), s.totals())).collect()
     };
     type Read = fn(&ShadowTotals) -> u64;
     let metrics: [(&str, &str, Read); 3] = [

@@ -38,7 +38,6 @@ const STUCK_LIMITS: u32 = 10;
 pub struct Shadow {
     current: Arc<Hosted>,
     candidate: Account,
-    version: String,
     shared: Arc<Shared>,
     stuck_after: Duration,
 }
@@ -111,8 +110,7 @@ impl Shadow {
             seed,
         })));
         let limit = Duration::from_millis(u64::from(candidate.manifest().limits.timeout_ms));
-        let version = candidate.version().to_owned();
-        Ok(Self { current, candidate: account, version, shared, stuck_after: limit * STUCK_LIMITS })
+        Ok(Self { current, candidate: account, shared, stuck_after: limit * STUCK_LIMITS })
     }
 
     /// The candidate.
@@ -121,8 +119,8 @@ impl Shadow {
     }
 
     /// The candidate's version.
-    pub fn version(&self) -> &str {
-        &self.version
+    pub fn version(&self) -> String {
+        self.candidate.version()
     }
 
     /// Whether this bundle is one of the two.

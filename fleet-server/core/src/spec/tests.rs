@@ -114,15 +114,9 @@ fn shapes_that_do_not_guard_are_named() {
     let mut hasty = spec(&["1", "100%"]);
     hasty.stages[0].soak_s = 0;
     hasty.gate.min_accuracy_percent = Some(95.0);
-    let slow = spec(&["1", "100%"]);
-    let accuracy = |spec: &RolloutSpec| RolloutSpec {
-        gate: GateSpec { min_accuracy_percent: Some(95.0), ..GateSpec::default() },
-        ..spec.clone()
-    };
-    let says =
-        |spec| ValidSpec::check(spec).unwrap().warnings(6).iter().any(|w| w.contains("judges by labels"));
-    assert!(!says(accuracy(&slow)), "its stages wait");
     check(hasty.clone(), 6, "only trials on the devices");
+    let warnings = ValidSpec::check(hasty.clone()).unwrap().warnings(6);
+    assert!(!warnings.iter().any(|w| w.contains("judges by labels")), "its last stage waits: {warnings:?}");
     hasty.stages[1].soak_s = 0;
     check(hasty, 6, "gate.min_accuracy_percent judges by labels");
 }
